@@ -191,7 +191,7 @@ def saved(hostile: Callable[[str], Path]) -> Path:
     ],
 )
 def test_a_saved_model_that_reaches_files_is_refused(saved: Path, method: str, operation: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"is a {operation} which reaches files"):
+    with pytest.raises(InvalidArgument, match=f"is a {operation} which accesses files"):
         load(saved / method)
 
     assert (saved / "secret").read_bytes() == b"key!"

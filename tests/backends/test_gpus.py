@@ -50,7 +50,7 @@ def test_a_driver_without_gpus_is_distinguished_from_an_unusable_driver(tmp_path
 
     assert (
         gpus_of_the_driver(show_gpus(tmp_path, 0) | hidden)
-        == "() the NVIDIA driver shows no GPU (with CUDA_VISIBLE_DEVICES=)"
+        == "() the NVIDIA driver reports no GPU (with CUDA_VISIBLE_DEVICES=)"
     )
     assert "() the NVIDIA driver cannot be used: CUDA_ERROR_NO_DEVICE" in gpus_of_the_driver(
         show_gpus(tmp_path, 1, code=100)
@@ -115,7 +115,7 @@ def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
     assert gpus.indexes == tuple(range(len(tensorflow.config.list_physical_devices("GPU"))))
     assert (
         gpus.indexes
-        or "has no GPU (it supports only the CPU): pip install 'tensorflow[and-cuda]'" in gpus.reason
+        or "cannot use a GPU (it supports only the CPU): pip install 'tensorflow[and-cuda]'" in gpus.reason
     )
 
 

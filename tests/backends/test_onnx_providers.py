@@ -200,7 +200,7 @@ def test_an_accelerator_of_a_gpu_is_warned_about_on_the_cpu_and_refused_by_a_str
         [("Y", FLOAT, ["N"])],
     )
     config = declared({"gpu": [("tensorrt", {})]})
-    reason = "model 'm' asks for the accelerator tensorrt of a GPU, but runs on the CPU"
+    reason = "model 'm' asks for the GPU accelerator tensorrt, but runs on the CPU"
 
     assert OnnxRuntime().load(tmp_path / "model.onnx", config).warnings == (
         f"{reason}, where it has no effect",

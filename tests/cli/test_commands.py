@@ -59,7 +59,7 @@ def test_a_page_of_another_web_server_is_not_printed(backline: Run) -> None:
         url = f"http://127.0.0.1:{other.server_port}"
         done = backline("models", "list", "-u", url)
         other.shutdown()
-    assert done.stderr == f"Error: {url} answered status 501\n"
+    assert done.stderr == f"Error: {url} responded with status 501\n"
 
 
 def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_path: Path) -> None:

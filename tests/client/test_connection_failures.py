@@ -87,14 +87,14 @@ def test_a_port_without_tls_is_reported(server: ServerProcess) -> None:
 
 def test_a_connection_closed_during_the_answer_is_reported(answering: Callable[..., str]) -> None:
     url = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\nabc")
-    with connect(url) as client, pytest.raises(ConnectionFailed, match="in the middle of its answer"):
+    with connect(url) as client, pytest.raises(ConnectionFailed, match="in the middle of its response"):
         client.metadata()
 
 
 def test_an_answer_that_is_not_http_is_reported(answering: Callable[..., str]) -> None:
     with (
         connect(answering(b"SSH-2.0-x\r\n")) as client,
-        pytest.raises(ProtocolError, match=r"does not answer in HTTP/1\.1"),
+        pytest.raises(ProtocolError, match=r"does not respond in HTTP/1\.1"),
     ):
         client.live()
 

@@ -151,7 +151,7 @@ def test_an_answer_without_end_is_given_up(hostile: str, monkeypatch: pytest.Mon
         ({"Transfer-Encoding": "chunked"}, chunks * 9),
     ):
         Hostile.answer = 200, fields, body
-        with connect(hostile) as client, pytest.raises(ProtocolError, match="sent an answer of more than"):
+        with connect(hostile) as client, pytest.raises(ProtocolError, match="sent a response of more than"):
             client.metadata(timeout=20)
 
 

@@ -578,7 +578,7 @@ def test_a_load_cannot_name_paths_on_the_server(
         models.add1(repository)
         async with home(repository, mode="explicit") as server:
             for files in ({}, {"1/model.onnx": (repository / "add1" / "1" / "model.onnx").read_bytes()}):
-                with pytest.raises(InvalidArgument, match="names a place on the server") as caught:
+                with pytest.raises(InvalidArgument, match="may name a file, program or address") as caught:
                     await server.lifecycle.load(
                         "add1", overrides=Overrides(json.dumps(config), files), who=WHO
                     )

@@ -197,7 +197,7 @@ def _near_field(error: str) -> str:
 
 
 def _with_times(document: dict[str, Any]) -> dict[str, Any]:
-    """Returns the document with each plain date of expiry replaced by the start of that day in UTC."""
+    """Returns the document, with the start of the day in UTC in place of each expiry date without a time."""
     for tables in (document.get("keys"), document.get("certificates")):
         for entry in tables if isinstance(tables, list) else ():
             if isinstance(entry, dict) and type(entry.get("expires")) is date:

@@ -34,7 +34,7 @@ _ALGORITHMS = {
 @dataclass(frozen=True, slots=True)
 class SigningKey:
     """A public key, and the algorithms whose signatures it can verify. `id` is its "kid", or empty if it has
-    none.
+    none; `thumbprint` identifies it by its contents.
     """
 
     id: str
@@ -77,7 +77,7 @@ def read_key_set(content: bytes, where: str) -> tuple[SigningKey, ...]:
 
 @decodable
 class _Entry(msgspec.Struct, frozen=True):
-    """The members that all types of keys have. PyJWT reads the members that only some types have."""
+    """The members that decide how a key may be used. PyJWT reads the key itself from the other members."""
 
     kty: str
     kid: str = ""

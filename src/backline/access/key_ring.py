@@ -124,8 +124,8 @@ def _shut_down(connection: socket.socket) -> None:
 def fetch_keys(url: str, abort: FetchAbort) -> tuple[SigningKey, ...]:
     """Fetches a set of keys, or an issuer's metadata and then the keys at the URL that the metadata names.
 
-    Each of these fetches fails if the server sends nothing for FETCH_TIMEOUT seconds, or if the body is still
-    arriving after that time. Raises InvalidArgument if a fetch fails or is aborted.
+    Each of these fetches fails if the server sends nothing for FETCH_TIMEOUT seconds, or is still sending the
+    body FETCH_TIMEOUT seconds after the start. Raises InvalidArgument if a fetch fails or is aborted.
     """
     try:
         if url.endswith(_METADATA):

@@ -1,8 +1,7 @@
 """Restricted APIs: groups of routes that need a header field with a given value, as in Triton.
 
 The groups and their names are Triton's (src/restricted_features.h of triton-inference-server/server).
-Restrictions apply in addition to keys and scopes; if no keys are configured, restrictions and the rules for
-web pages are the only checks.
+Restrictions apply in addition to keys, scopes and the rules for web pages.
 """
 
 from __future__ import annotations

@@ -120,7 +120,9 @@ class TokenRule:
     quotas: tuple[Quota, ...] = ()
 
     def identify(self, claims: Claims) -> Identity | None:
-        """Returns the identity of a token's holder; None if the token is not for this server."""
+        """Returns the identity of a token's holder; None if the token's audiences or algorithm do not match
+        the rule.
+        """
         if not self.audiences & claims.audiences or claims.algorithm not in self.algorithms:
             return None
         granted = frozenset(

@@ -6,12 +6,14 @@ from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """A permission. A route needs the scope of its most powerful effect: a route that writes is not READ."""
+    """A permission. A route with several effects needs the scope for the most powerful one, so a route that
+    changes anything is not registered with READ.
+    """
 
     #: Ask whether the server is live and ready. Every caller has this scope, since orchestrators probe
     #: without keys.
     HEALTH = "health"
-    #: Fetch content without data of models or clients, such as the console's files.
+    #: Fetch content that has no data of models or clients, such as the console's files.
     PUBLIC = "public"
     #: Run models.
     INFER = "infer"

@@ -82,8 +82,8 @@ class UnboundedModel(Protocol):
     """A LoadedModel that must not run on the event loop, because the time of one run says nothing about later
     runs.
 
-    The lifecycle runs such a model on threads, whatever its configuration says. Use getattr to check for
-    `unbounded`, as for CancellableModel.
+    The lifecycle runs such a model on threads, even if its configuration asks for the lane `inline`. Use
+    getattr to check for `unbounded`, as for CancellableModel.
     """
 
     @property
@@ -91,7 +91,7 @@ class UnboundedModel(Protocol):
         """The reason why a run may take any length of time: LOOPS or COMPILES, or "" if there is none."""
 
 
-#: Values of UnboundedModel.unbounded, as the end of a sentence.
+#: Values of UnboundedModel.unbounded, worded as the end of a sentence.
 LOOPS: Final = "the model has a loop, and a request may decide how many times the loop runs"
 COMPILES: Final = "the model is compiled again for each new shape of its inputs"
 
@@ -109,7 +109,7 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """The number of streams to compute at the same time, each on a thread, unless configured."""
+        """The default number of streams that are computed at the same time, each on its own thread."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]

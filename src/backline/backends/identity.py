@@ -59,7 +59,7 @@ class Identity:
 
 
 class IdentityModel:
-    """A model that returns its inputs as outputs. During the delay, an instance is occupied, but no core."""
+    """A model that returns its inputs as outputs. The delay occupies the instance, but no core."""
 
     threads_per_run = 1
 
@@ -83,7 +83,9 @@ class IdentityModel:
         ]
 
     def _zeros(self, output: str, rows: int | None) -> np.ndarray:
-        """Returns the output for an absent input: zeros or empty strings. Variable dimensions become 1."""
+        """Returns the output for an absent input: zeros or empty strings. Variable dimensions other than the
+        batch dimension become 1.
+        """
         spec = self._outputs[output]
         dims = [abs(dim) for dim in spec.shape]
         if rows is not None:

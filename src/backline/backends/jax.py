@@ -63,7 +63,8 @@ class Jax:
             return Gpus(tuple(range(len(jax.devices("gpu")))))
         except RuntimeError as error:
             return Gpus(
-                reason=f"JAX {jax.__version__} has no GPU ({one_line(error)}): pip install 'jax[cuda12]'"
+                reason=f"JAX {jax.__version__} cannot use a GPU ({one_line(error)}):"
+                " pip install 'jax[cuda12]'"
             )
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> JaxModel:

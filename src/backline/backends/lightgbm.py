@@ -100,7 +100,7 @@ def check_trees(path: Path) -> None:
         features = int(header["max_feature_idx"]) + 1
         classes = int(header["num_class"])
         if not (0 < features <= 1 << 24 and 0 < classes <= MAX_CLASSES):
-            raise Damaged(f"it has {features} features and {classes} classes; one number is out of range")
+            raise Damaged(f"it has {features} features and {classes} classes; one of these is out of range")
         if int(header["num_tree_per_iteration"]) != classes:
             raise Damaged("num_tree_per_iteration differs from num_class")
         given = re.search(r"\bnum_class:(\d+)", header.get("objective", ""))

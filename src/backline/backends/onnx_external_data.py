@@ -1,7 +1,7 @@
-"""Checks that a file is an ONNX model, and that its external data (weights) is in the file's own folder.
+"""Checks that a file is an ONNX model, and that its external data (weights) are in the file's own folder.
 
-Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is read as
-protobuf's wire format (onnx.proto), without the weights. The same pass finds loops.
+Recent versions of ONNX Runtime check this too, but older ones do not resolve symbolic links. The file is read
+as protobuf's wire format (onnx.proto), without the weights. The same pass finds loops.
 
 Files are read, not mapped: if another program shortened a mapped file, the next access to the missing part
 would kill the server with SIGBUS.
@@ -64,7 +64,7 @@ class _Blocks:
     def __getitem__(self, at: slice) -> bytes: ...
 
     def __getitem__(self, at: int | slice) -> int | bytes:
-        """Raises IndexError beyond the end of the file, which may have become shorter."""
+        """Raises IndexError for an index beyond the end of the file, which may have become shorter."""
         if isinstance(at, slice):
             return os.pread(self._file.fileno(), at.stop - at.start, at.start)
         place = at - self._start

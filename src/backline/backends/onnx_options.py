@@ -1,4 +1,4 @@
-"""ONNX Runtime options from a model's `parameters`. Options that Triton's backend also has use its keys."""
+"""ONNX Runtime's options, read from a model's `parameters`. Options that Triton has too have its keys."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ _OF_THREADS = (
     "session.inter_op",
     "session.force_spinning_stop",
 )
-#: The settings for the threads of a spread run, which only uses cores that are idle. The threads spin in the
-#: short pauses within a run, because waking a sleeping thread takes longer than such a pause, and sleep when
-#: the run ends.
+#: The settings for the threads of a spread run, which uses only idle cores. The threads spin during the short
+#: pauses within a run, because waking a sleeping thread takes longer than such a pause. When the run ends,
+#: they sleep.
 _BRIEF_SPINNING = {
     "session.intra_op.allow_spinning": "1",
     "session.intra_op.spin_duration_us": "100",

@@ -24,8 +24,8 @@ CUDA = "CUDAExecutionProvider"
 Provider = tuple[str, dict[str, str]]
 
 
-#: For each name used in configurations, ONNX Runtime's name of the provider and the package that contains it;
-#: "" if only ONNX Runtime for macOS contains it.
+#: For each name used in configurations, ONNX Runtime's name of the provider and the package that contains it.
+#: The package is "" if only ONNX Runtime for macOS contains the provider.
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "cpu": (CPU, "onnxruntime"),
     "cuda": (CUDA, "onnxruntime-gpu"),
@@ -53,7 +53,7 @@ def read_providers(
     """Returns the providers for a session on a device, in order of preference.
 
     `installed` names the providers of the installed ONNX Runtime. `why_no_gpu` returns why ONNX Runtime
-    cannot use a GPU, or "" if it can. As in Triton, accelerators for GPUs only apply to instances on GPUs.
+    cannot use a GPU, or "" if it can. As in Triton, accelerators for GPUs apply only to instances on GPUs.
     Raises InvalidArgument for a provider that is unknown, is not installed (the error names its package), or
     computes on another device.
     """
@@ -168,7 +168,7 @@ def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: D
     return options
 
 
-#: An ONNX model that returns a single number.
+#: An ONNX model with a single node, Identity, on an FP32 tensor of shape [1].
 _TINY = bytes.fromhex(
     "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a080801"
     "12040a020801620f0a0179120a0a08080112040a02080142040a00100d"

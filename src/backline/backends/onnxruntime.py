@@ -153,7 +153,7 @@ def _open(
 
 
 class OnnxModel:
-    """A model in a session of ONNX Runtime. Arrays are passed without copies."""
+    """A model in a session of ONNX Runtime. Arrays are passed without copies, except as ArenaOutputs says."""
 
     #: See UnboundedModel.
     unbounded = ""
@@ -332,7 +332,7 @@ def _with_shrinking(options: Any, settings: SessionSettings) -> Any:
 def _without_accelerators(
     config: ModelConfig, settings: SessionSettings, idle: str, *, strict: bool
 ) -> SessionSettings:
-    reason = f"model '{config.name}' asks for the accelerator {idle} of a GPU, but runs on the CPU"
+    reason = f"model '{config.name}' asks for the GPU accelerator {idle}, but runs on the CPU"
     if strict:
         raise InvalidArgument(reason)
     return replace(settings, warnings=(*settings.warnings, f"{reason}, where it has no effect"))
@@ -388,9 +388,10 @@ MAX_HELD = 1 << 24
 class ArenaOutputs:
     """Copies outputs out of ONNX Runtime's memory arena while too many bytes of the arena are in use.
 
-    The arena grows for outputs that are still in use, and never shrinks again: memory for a burst of large
-    responses to slow clients would stay allocated until the model is unloaded. The memory of a copy is
-    returned to the system when the copy is freed. Nothing is copied as long as clients read fast enough.
+    The arena grows for outputs that are still in use, and shrinks again only after runs with large inputs
+    (LARGE_RUN): memory for a burst of large responses to slow clients could stay allocated until the model is
+    unloaded. The memory of a copy is returned to the system when the copy is freed. Nothing is copied as long
+    as clients read fast enough.
 
     Outputs may be freed on any thread, at any time, so this class must not take a lock. It relies on single
     operations on the dictionary being atomic.

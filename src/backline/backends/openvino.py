@@ -124,7 +124,7 @@ class OpenVino:
 
 
 def _size_of_files(path: Path) -> int:
-    """Returns the total size, in bytes, of a model's file or folder and of the files next to the file."""
+    """Returns the total size, in bytes, of all files in a model's folder, or in the folder of its file."""
     folder = path if path.is_dir() else path.parent
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 

@@ -21,7 +21,7 @@ class Python:
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
-        """Returns how to run the model. The model's file is imported only in worker processes."""
+        """Returns the data that workers need. The model's file is imported only in worker processes."""
         require_trust(path, config, options)
         read_start(path)
         return HostedModel(path, "python")

@@ -87,7 +87,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A loaded program. If a run returns a dict, outputs are found by key, otherwise by position."""
+    """A loaded program. Outputs are found by key if a run returns a dict with the key, else by position."""
 
     def __init__(
         self,
@@ -283,8 +283,8 @@ def _says_nothing(path: Path, kind: PytorchKind, program: Program, config: Model
     )
     where = config.source or "a config.pbtxt in the model's folder"
     return (
-        f"'{path}' is {kind.value}, which does not say the datatypes and shapes of its inputs and outputs;"
-        f" write them into {where}:"
+        f"'{path}' is {kind.value}, which does not contain the datatypes and shapes of its inputs and"
+        f" outputs; write them into {where}:"
         f' input [ {example} ] output [ {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, ... ] }} ].'
         " A torch.export program (.pt2) contains them"
     )

@@ -43,8 +43,8 @@ class PytorchKind(Enum):
 def identify(path: Path) -> PytorchKind:
     """Returns the kind of model in a file.
 
-    Raises InvalidArgument, which says what to do, for a checkpoint (weights without a network), and for files
-    that PyTorch did not write.
+    Raises InvalidArgument, which says what to do, for a checkpoint (weights without a network), a damaged
+    archive, an exported program that contains pickled objects, and a file that PyTorch did not write.
     """
     start = read_start(path)
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
@@ -108,7 +108,7 @@ _TOKEN: Final = re.compile(
 )  # fmt: skip
 
 
-#: Kinds of nodes that mean a loop: loops, and calls of interface methods, which are not inlined and may loop.
+#: Kinds of nodes that may loop: loops, and calls of interface methods, which graphs do not show inlined.
 _MAY_LOOP: Final = frozenset({"prim::Loop", "prim::CallMethod"})
 #: Names in source code that show that code runs while the source is loaded, or that the graphs do not show
 #: all calls.
@@ -125,6 +125,9 @@ def check_source(path: Path) -> bool:
     source is searched for both. If loading runs no code, attributes and methods with such a name that the
     source itself declares are allowed. Returns whether there are such attributes or methods; if so, call
     `check_graphs` to distinguish them from the operations.
+
+    Also raises InvalidArgument for an archive that is damaged, ambiguous, or in the format of PyTorch before
+    1.0, or whose source is too large.
     """
     try:
         with ZipFile(path) as archive:

@@ -98,7 +98,7 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
     """Loads a torch.export program onto a device; None means the device on which the program was exported."""
-    import_exporter()  # called only here, because the import takes seconds
+    import_exporter()  # only when it is needed, because the import takes seconds
     pytree = import_module("torch.utils._pytree")
     with _weights_only(), loading(path, f"PyTorch {torch.__version__}"):
         exported = import_module("torch.export").load(str(path))
@@ -247,7 +247,7 @@ def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:
-        # Makes the device the current GPU, where the program may create tensors.
+        # Makes the device the current GPU, because the program may create tensors on the current GPU.
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(*values: Any) -> Any:

@@ -24,7 +24,7 @@ from backline.system.garbage import uncollected
 from backline.system.process_memory import count_pages
 
 #: The maximum total size, in bytes, of weights that are read into memory although the runtime could map their
-#: files. During the load, ONNX Runtime takes up to 2.4 times the size of the weights that it is given.
+#: files. During a load, ONNX Runtime uses up to 2.4 times as much memory as the weights that it is given.
 MOST_READ: Final = 256 << 20
 
 _MAX_REASON = 300
@@ -100,8 +100,8 @@ def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) 
 class NeverRuns(Internal):
     """Raised if a run has failed for a reason that does not depend on the input.
 
-    For example, the model's program does not compile. If a trial run of a load raises this error and none
-    succeeds, the load fails.
+    For example, the model's program does not compile. If a trial run of a load raises this error and no trial
+    run succeeds, the load fails.
     """
 
 
@@ -197,7 +197,7 @@ def cuda_gpus() -> Gpus:
     if code:
         return Gpus(reason=f"the NVIDIA driver cannot be used: {_error_name(driver, code)}{_visible()}")
     if not count.value:
-        return Gpus(reason=f"the NVIDIA driver shows no GPU{_visible()}")
+        return Gpus(reason=f"the NVIDIA driver reports no GPU{_visible()}")
     return Gpus(tuple(range(count.value)))
 
 

@@ -77,7 +77,7 @@ class Sklearn:
 
 
 class SklearnModel:
-    """A loaded estimator. Its runs hold the GIL for part of the time, so running on threads gains little."""
+    """A loaded estimator. Runs hold the GIL for part of the time, so parallel runs on threads gain little."""
 
     threads_per_run = 1
 

@@ -68,7 +68,8 @@ class TensorFlow:
         if not runtime.test.is_built_with_gpu_support():
             why = "it supports only the CPU"
         return Gpus(
-            reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'"
+            reason=f"TensorFlow {runtime.__version__} cannot use a GPU ({why}):"
+            " pip install 'tensorflow[and-cuda]'"
         )
 
     def load(

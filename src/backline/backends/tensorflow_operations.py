@@ -101,7 +101,7 @@ class _Graph:
 
     @property
     def unbounded(self) -> str:
-        """Why a run of the nodes that `check` has seen may take any length of time; "" if it may not."""
+        """The reason why a run of the checked nodes may take any length of time: LOOPS, COMPILES, or ""."""
         if self._loops or _is_recursive(self._calls):
             return LOOPS
         return COMPILES if self._compiles else ""
@@ -183,7 +183,9 @@ class _Graph:
     def _error(self, node: Any, where: str, *, reads: bool) -> InvalidArgument:
         place = f" in function '{where}'" if where else ""
         what = (
-            "of a file that is not the model's own" if reads else "which reaches files, the network or Python"
+            "of a file that is not the model's own"
+            if reads
+            else "which accesses files, the network or Python"
         )
         return InvalidArgument(
             f"'{self._folder}' cannot be served: node '{node.name}'{place} is a {node.op} {what}; export the"

@@ -34,7 +34,7 @@ class TorchServe:
     """The backend for model archives: zip and gzipped tar files, or folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
-    #: As in TorchServe, a model's requirements are added to the packages that handlers need.
+    #: As in TorchServe, the packages that a model requires are added to those of the server.
     on_top: ClassVar[bool] = True
 
     def check_file(self, path: Path) -> None:
@@ -187,7 +187,7 @@ class MarFile:
             raise InvalidArgument(f"'{path}' is damaged ({error}); copy or pack it again") from None
 
     def _list(self) -> dict[str, tarfile.TarInfo | None]:
-        """Returns the members by name, with their entries in a tar file. Returns no members for a folder."""
+        """Returns the members by name, with their entries if the archive is a tar file; none for a folder."""
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):

@@ -37,7 +37,7 @@ def features(count: int, datatype: DataType, config: ModelConfig) -> TensorSpec:
 
 
 class TableModel:
-    """A model that consists of one prediction function."""
+    """A tree ensemble in memory, which runs by calling one prediction function; see LoadedModel."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ def check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
 def check_children(parents: np.ndarray, left: np.ndarray, right: np.ndarray, nodes: int) -> None:
     """Raises Damaged unless each child of `parents` is a node other than the root 0, with only one parent.
 
-    Then the nodes that are reachable from the root form a tree, in which every walk ends.
+    If no error is raised, the nodes that are reachable from the root form a tree, in which every walk ends.
     """
     if not len(left) == len(right) == len(parents):
         raise Damaged("a split does not have two children")

@@ -99,7 +99,7 @@ def check_trees(path: Path) -> None:
         features, classes = int(parameters["num_feature"]), int(parameters.get("num_class", 0))
         groups = max(classes, int(parameters.get("num_target", 1)), 1)
         if not (0 <= features <= 1 << 31 and classes >= 0 and groups <= MAX_CLASSES):
-            raise Damaged(f"it has {features} features and {groups} outputs; one number is out of range")
+            raise Damaged(f"it has {features} features and {groups} outputs; one of these is out of range")
         booster = learner["gradient_booster"]
         if booster["name"] == "gblinear":
             if len(booster["model"]["weights"]) != (features + 1) * groups:

@@ -146,7 +146,9 @@ class Address:
 
     @property
     def server(self) -> str:
-        """The URL of the server, which is the same for HTTP and gRPC on one port: each port speaks both."""
+        """The URL of the server with the scheme unix, http or https, even if the client speaks gRPC: each
+        port speaks both.
+        """
         if self.unix:
             return f"unix:{self.path}"
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
@@ -168,8 +170,8 @@ async def resolve(address: Address, *, near: bool = True) -> tuple[Address, ...]
     """Returns the address of each server that a name resolves to. With `near`, the addresses of replicas that
     Ray runs on this node may be Unix sockets.
 
-    Raises Unavailable if the name is unknown, and InvalidArgument if the replicas of a deployment have
-    different models, but the address names no model.
+    Raises Unavailable if the name is unknown, and InvalidArgument if Ray is not installed, or if the replicas
+    of a deployment have different models but the address names no model.
     """
     if address.by_ray:
         from backline.client.ray_directory import replica_urls

@@ -35,7 +35,8 @@ READY_POLL = 0.1
 def open_transport(address: Address, options: ClientOptions) -> Transport:
     """Returns the transport for an address.
 
-    Raises InvalidArgument if the transport needs a package that is not installed.
+    Raises InvalidArgument if a package is not installed or the options cannot be used, and Unavailable if
+    grpcio was used before a fork.
     """
     if address.protocol == "http":
         from backline.client.http_transport import HttpTransport
@@ -86,7 +87,9 @@ class AsyncClient:
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def through(self, transport: Transport) -> Self:
-        """Returns a copy of this client that uses an open transport. Both share the fetched metadata."""
+        """Returns a copy of this client that uses `transport`, which must be open. Both clients share the
+        model metadata fetched so far.
+        """
         other = copy(self)
         other._transport = transport
         other._models = {}
@@ -245,8 +248,8 @@ class AsyncClient:
     ) -> Change:
         """Points a label to a version.
 
-        With `expected`, does so only if the label points to that version now, or, if `expected` is "", does
-        not exist yet.
+        If `expected` is given, raises InvalidArgument unless the label points to that version now. "" means
+        that the label must not exist yet.
         """
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
@@ -254,7 +257,9 @@ class AsyncClient:
     async def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label. With `expected`, does so only if the label points to that version."""
+        """Removes a label. If `expected` is given, raises InvalidArgument unless the label points to that
+        version now.
+        """
         move = LabelMove("unlabel", name, label, expected=_expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -285,7 +290,9 @@ class AsyncClient:
     async def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """Returns the latest audit log entries, newest first, made after `after` (seconds since 1970)."""
+        """Returns the latest entries of the audit log, at most `limit`, newest first. Entries made before
+        `after` (seconds since 1970) are left out.
+        """
         return await (await self._control()).audit(limit, after, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
@@ -374,9 +381,9 @@ class AsyncModel:
         """Runs the model and yields its responses as they arrive: one, or any number if the model is
         decoupled.
 
-        The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model pauses until the caller takes the next response. To leave the loop early, close the generator
-        (contextlib.aclosing), which cancels the request.
+        The arguments are those of a call, but the timeout in seconds limits the wait for each response. If
+        the caller takes responses slowly, the model pauses once the buffers of the connection are full. To
+        leave the loop early, close the generator (contextlib.aclosing), which cancels the request.
 
         >>> async for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """
@@ -405,7 +412,7 @@ class AsyncModel:
         except InvalidArgument:
             if fresh:
                 raise
-            # The model may have changed since the client fetched the metadata.
+            # The model may have changed since its metadata was fetched.
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
         if isinstance(outputs, str):
@@ -501,7 +508,7 @@ def _tensors(
             raise InvalidArgument(
                 f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
             )
-    # Missing inputs are left to the server: metadata does not always say which are optional.
+    # Only the server checks for missing inputs: metadata does not always say which inputs are optional.
     return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())
 
 

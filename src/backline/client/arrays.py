@@ -19,7 +19,7 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
 
     Arrays (anything with a dtype) are cast only if numpy considers the cast safe, so FP64 is not narrowed to
     FP32. Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and also a
-    dict, which is sent as JSON. No dimension is added, except that a single number is accepted for shape [1],
+    dict, which is sent as JSON. No dimension is added, except that a single value is accepted for shape [1],
     which is how servers describe a scalar. A Tensor is returned unchanged. Raises InvalidArgument for any
     other value.
     """

@@ -127,8 +127,8 @@ class BalancedCall(Generic[T]):
         self._end_attempts()
 
     def _attempt(self) -> bool:
-        """Sends the call to one more server. Returns False if no other server, or no time, is left, or if the
-        client is closed.
+        """Sends the call to one more server. Returns False if no server or no time is left, or if the client
+        is closed.
         """
         now, group = monotonic(), self._group
         left = self._end - now

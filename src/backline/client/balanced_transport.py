@@ -46,8 +46,8 @@ _MAX_SEQUENCES = 65536
 class BalancedTransport(Transport):
     """Spreads calls over the servers of `addresses`, which must have the same models.
 
-    Requests of a sequence all go to one server. Without `options.idempotent`, a request is only sent again if
-    the first attempt has certainly not run. `make` opens the transport to one server.
+    All requests of a sequence go to one server. Without `options.idempotent`, a request is sent again only if
+    its first attempt has certainly not run. `make` returns the transport to one server.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class BalancedTransport(Transport):
         self._control = _OneServerOnly(self)
 
     async def open(self) -> None:
-        """Looks up host names. If this finds no server at all, raises the error of the last look-up."""
+        """Looks up the servers. If this finds no server at all, raises the error of the last look-up."""
         error = await self._look_up()
         if error is not None and not self.balancer.endpoints:
             raise error
@@ -131,8 +131,7 @@ class BalancedTransport(Transport):
         Raises Unavailable if there is no server to send the call to.
         """
         key, pinned, seeks = self._sequence(call)
-        # BalancedCall[InferResponse](...) would do the same, but a typing alias takes longer to create an
-        # object.
+        # BalancedCall[InferResponse](...) would do the same, but calling a typing alias takes longer.
         started: BalancedCall[InferResponse] = BalancedCall(
             self,
             lambda transport, left, ended: transport.start_infer(call, left, ended),
@@ -227,7 +226,7 @@ class BalancedTransport(Transport):
         return await self._any(lambda transport, left: transport.server_live(left), timeout)
 
     async def server_ready(self, timeout: float) -> bool:
-        """Returns whether any of the servers is ready."""
+        """Returns whether any of the servers is ready. Raises an error if none of them responds."""
         answers = await asyncio.gather(
             *(self.transport_of(endpoint).server_ready(timeout) for endpoint in self.balancer.endpoints),
             return_exceptions=True,

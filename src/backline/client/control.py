@@ -1,4 +1,4 @@
-"""The interface between the client and the ways to change a server's models."""
+"""The interface through which the client lists and changes a server's models, over any protocol."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ class Credential:
     source: str
 
     def explain(self, error: BacklineError, url: str) -> BacklineError:
-        """Returns an error whose text also says which key was sent, or how to send a key.
+        """Returns the error with a hint added to its text: which key was sent, or how to send one.
 
-        Errors that are not about missing permission are returned unchanged.
+        Errors that have nothing to do with the key are returned unchanged.
         """
         if not isinstance(error, PermissionDenied):
             return error
@@ -57,8 +57,8 @@ def find_credential(
     """Returns the credential for a server. The key is the one in `options`, or else the one in the
     environment variable, or else the stored one.
 
-    If the headers in `options` contain a credential, no key is added. Raises InvalidArgument if `options` has
-    both, if the key cannot be sent, or if the key file cannot be used.
+    If the headers in `options` contain a credential, no key is added. Raises InvalidArgument if `options`
+    contains both such a header and a key, if the key cannot be sent, or if the key file cannot be used.
     """
     own = [name for name in options.headers if name.lower() in _FIELDS]
     if own:

@@ -44,7 +44,7 @@ __all__ = [
 
 
 class ConnectionFailed(Unavailable):
-    """Raised when a connection cannot be opened, or breaks (ConnectionLost), or the client is closed."""
+    """Raised when a connection cannot be opened or breaks (ConnectionLost), or when the client is closed."""
 
 
 class ConnectionLost(ConnectionFailed):
@@ -146,7 +146,7 @@ def from_grpc_code(code: int, message: str, retry_after: float | None = None) ->
 
 
 def pushback_of(trailers: Iterable[tuple[str, str | bytes]] | None) -> float | None:
-    """Returns the seconds that a gRPC server asks clients to wait before a retry (gRFC A6), or None."""
+    """Returns the number of seconds to wait before a retry, if a gRPC server gives one (gRFC A6), or None."""
     for name, value in trailers or ():
         if name == "grpc-retry-pushback-ms" and isinstance(value, str) and value.isdigit():
             return int(value) / 1000

@@ -17,10 +17,11 @@ _SCALARS = {DataType.BYTES: "np.object_", DataType.BOOL: "np.bool_", DataType.BF
 
 
 def generate_module(metadata: ModelMetadata, *, decoupled: bool) -> str:
-    """Returns the source of a module that calls the model through `backline.connect`.
+    """Returns the source of a module with classes that call the model through a Client or an AsyncClient.
 
     Fields are named after the inputs and outputs. If Python does not allow a name, the field gets a similar
-    one, and requests still use the original. Texts from the server go into string literals only.
+    one, and requests still use the original. Names from the server appear only inside string literals, or
+    reduced to letters, digits and underscores, so they cannot add code to the module.
     """
     name = _class_name(metadata.name)
     taken = {"by_name", "of"}
@@ -70,7 +71,7 @@ def _array(spec: TensorSpec) -> str:
 
 def _comment(spec: TensorSpec) -> str:
     kind = "object array of bytes" if spec.datatype is DataType.BYTES else spec.datatype.name
-    return f"    #: {kind}, shape {list(spec.shape)}; -1 is any size"
+    return f"    #: {kind}, shape {list(spec.shape)}; -1 stands for any size"
 
 
 def _inputs_class(name: str, fields: list[tuple[str, TensorSpec]]) -> str:

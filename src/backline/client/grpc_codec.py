@@ -55,8 +55,8 @@ class _Head:
 class InferCodec:
     """Encodes requests to a server and decodes its responses, without copying tensors (except BYTES).
 
-    The protobuf runtime would copy tensors two or three times. Here the runtime handles only the rest of a
-    message, and only once for all messages that differ in nothing but their ids and tensors.
+    The protobuf runtime would copy tensors two or three times. Here it handles only the rest of a message,
+    and the result is cached for messages that differ only in their ids and tensor data.
     """
 
     def __init__(self, url: str) -> None:

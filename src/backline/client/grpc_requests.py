@@ -33,7 +33,8 @@ from backline.protos import message, to_plain
 class GrpcControl(HttpControl):
     """Loads and unloads whole models with Triton's gRPC methods; does everything else over HTTP.
 
-    Every port of Backline speaks HTTP; Triton's gRPC port does not.
+    Every port of Backline speaks HTTP. Triton's gRPC port does not: there, `models` uses gRPC instead, and
+    the other operations raise Unsupported.
     """
 
     def __init__(self, transport: GrpcRequests, address: Address, options: ClientOptions) -> None:
@@ -84,8 +85,8 @@ class GrpcControl(HttpControl):
             except (ConnectionFailed, ProtocolError):
                 if self._has_http:
                     raise
-                # Raises an error if the port does not respond over gRPC either; then the cause is not a lack
-                # of HTTP.
+                # Raises an error if the port does not respond over gRPC either, because then HTTP is not the
+                # problem.
                 await self._grpc.server_live(timeout)
                 self._has_http = False
             else:
@@ -134,8 +135,8 @@ class GrpcRequests(Transport):
     def exchange_stream(
         self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> AsyncGenerator[bytes, None]:
-        """Sends a message to a method with many responses, each of which must arrive within `timeout`
-        seconds.
+        """Sends a message to a streaming method and yields the responses. Each of them must arrive within
+        `timeout` seconds.
         """
 
     async def infer(self, call: InferCall) -> InferResponse:
@@ -216,7 +217,7 @@ class GrpcRequests(Transport):
     async def call(
         self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> Any:
-        """Does what `exchange` does, but takes and returns parsed messages."""
+        """Like `exchange`, but takes and returns parsed messages."""
         response = await self.exchange(method, request.SerializeToString(), timeout, metadata)
         return self._parsed(message(f"inference.{method}Response").FromString, method, response)
 

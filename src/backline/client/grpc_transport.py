@@ -44,7 +44,9 @@ def _grpc() -> Any:
 
 
 class GrpcTransport(GrpcRequests):
-    """A channel of grpcio's asyncio API, without limits on message sizes. A lost connection is reopened."""
+    """Reaches a server over a channel of grpcio's asyncio API, without limits on message sizes. The channel
+    reconnects after it has lost its connection.
+    """
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         grpc = _grpc()
@@ -143,8 +145,9 @@ class GrpcTransport(GrpcRequests):
                 streaming.cancel()
 
     async def _connect(self, timeout: float) -> bool:
-        """Waits for the channel to connect. Returns False if that fails; the next call's error says why.
-        Raises ConnectionFailed after a timeout.
+        """Waits for the channel to connect, and returns whether it did. If it did not, the error of the call
+        that follows says why. Raises ConnectionFailed after `timeout` or the client's connect timeout,
+        whichever is shorter.
         """
         ready = _grpc().ChannelConnectivity.READY
         waiting = {_grpc().ChannelConnectivity.IDLE, _grpc().ChannelConnectivity.CONNECTING}

@@ -16,10 +16,11 @@ from backline.engine.values.tensor import Buffer
 if TYPE_CHECKING:
     from backline.system.busy_poll import BusyPoll
 
-#: Bodies with a Content-Length above this are received straight into their own buffer, bypassing the parser.
+#: Bodies of more bytes than this, if they have a Content-Length, bypass the parser: each is received straight
+#: into its own buffer.
 DIRECT_BODY = 32 * 1024
-#: Requests up to this size are joined into one buffer, because a copy takes less time than a second system
-#: call.
+#: The parts of a request of at most this many bytes are joined into one buffer, because a copy takes less
+#: time than a second system call.
 JOINED_REQUEST = 32 * 1024
 RECEIVE_BUFFER = 64 * 1024
 MAX_HEAD = 256 * 1024
@@ -29,7 +30,8 @@ CHUNK_OVERHEAD = 8
 MAX_BODY = 4 << 30
 #: The maximum size in bytes of a head that a connection remembers.
 _LONGEST_HEAD = 2048
-#: Alignment in memory of the tensors after the JSON header, so that numpy can use them in place.
+#: The tensors after the JSON header are aligned to this many bytes in memory, so that numpy can use them in
+#: place.
 ALIGNMENT = 64
 
 
@@ -54,7 +56,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     `reusable` says whether another request may follow, `idle_since` when the last request ended
     (time.monotonic()).
 
-    Servers mostly send the same head again, so the connection remembers the head of the last response.
+    Successive responses mostly have the same head, so the connection remembers the head of an earlier
+    response.
 
     Invariants of the memo: it holds the bytes of a head that the parser accepted, with status 200 and a
     Content-Length, on a connection that stayed open. The complete response arrived in one read. Received data
@@ -119,8 +122,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     ) -> None:
         """Sends the buffers of a request in order, `size` bytes in total.
 
-        `on_end` is called once: with the response or, after the connection was closed, with DeadlineExceeded,
-        ConnectionFailed or ProtocolError. `spent` is the part of `timeout` already used; both are in seconds.
+        `on_end` is called once, unless the request is aborted: with the response or, after the connection was
+        closed, with DeadlineExceeded, ConnectionFailed or ProtocolError. `spent` is the part of `timeout`
+        already used; both are in seconds.
 
         Raises ConnectionFailed if the connection is closed.
         """
@@ -207,7 +211,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _too_large(self) -> None:
         self._chunks = []
-        self._fail(ProtocolError(f"{self._url} sent an answer of more than {MAX_BODY >> 30} GiB"))
+        self._fail(ProtocolError(f"{self._url} sent a response of more than {MAX_BODY >> 30} GiB"))
 
     def abort(self) -> None:
         """Closes the connection immediately, so that the server notices that the client has disconnected.
@@ -303,8 +307,7 @@ class HttpConnection(asyncio.BufferedProtocol):
                 return
         else:
             self._raw += nbytes
-            # Security: trailer fields and the headers of chunks are not part of the body, which alone is
-            # limited by MAX_BODY.
+            # Security: MAX_BODY limits only the body, not trailer fields and the headers of chunks.
             if self._raw > CHUNK_OVERHEAD * self._chunked + MAX_HEAD + RECEIVE_BUFFER:
                 self._fail(
                     ProtocolError(
@@ -321,7 +324,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             sent = bytes(self._receive[: min(nbytes, 40)])
             self._fail(
                 ProtocolError(
-                    f"{self._url} does not answer in HTTP/1.1 ({error}); it sent {sent!r}. Is this the right"
+                    f"{self._url} does not respond in HTTP/1.1 ({error}); it sent {sent!r}. Is this the right"
                     " port?"
                 )
             )
@@ -344,7 +347,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._deliver()
             return
         why = f": {error}" if error else ""
-        got = "in the middle of its answer" if self._answered else "before it answered"
+        got = "in the middle of its response" if self._answered else "before it answered"
         self._end(
             None,
             ConnectionLost(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class HttpControl(ModelControl):
-    """Sends changes over an HttpTransport. A header field names the user, unless the client has set this
-    field.
+    """Sends changes over an HttpTransport. A header field names the user for the server's audit log; the
+    client's own headers may set this field instead.
     """
 
     def __init__(self, transport: HttpTransport, url: str, options: ClientOptions) -> None:

@@ -51,7 +51,7 @@ class EventReader:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             raise ProtocolError(
-                f"the server does not answer in HTTP/1.1 ({error}); it sent {data[:40]!r}"
+                f"the server does not respond in HTTP/1.1 ({error}); it sent {data[:40]!r}"
             ) from None
         if len(self._buffer) > _LARGEST_EVENT:
             raise ProtocolError("the server sent an event of more than 1 GiB")
@@ -95,8 +95,8 @@ async def stream_events(
     connect_timeout: float,
     timeout: float,
 ) -> AsyncGenerator[bytes | HttpAnswer, None]:
-    """Sends a request and yields the data of each event. An error, or a response that is not an event stream,
-    is yielded as one HttpAnswer.
+    """Sends a request and yields the data of each event. A response that reports an error, or is not an event
+    stream, is yielded as an HttpAnswer.
 
     `timeout` limits the wait for each event, in seconds. `advice` is appended to the error if the server
     closes the connection without sending a byte. Closing the generator closes the connection, which cancels
@@ -122,7 +122,7 @@ async def stream_events(
                     f"the connection to {address.url} broke: {error}; the request may have run.{advice}"
                 ) from None
             if data:
-                got, advice = "in the middle of its answer", ""
+                got, advice = "in the middle of its response", ""
                 events.feed(data)
             if events.begun and events.is_events:
                 while (event := events.next()) is not None:

@@ -99,7 +99,7 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 
 class HttpTransport(Transport):
     """Sends requests over a pool of kept-alive connections. Tensors received in binary form, except BYTES,
-    are views of the body.
+    are views of the response's body.
     """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll | None = None) -> None:
@@ -334,7 +334,7 @@ class HttpTransport(Transport):
             raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 
     def read(self, what: str, build: Callable[[], T]) -> T:
-        """Converts a document from the server with `build`.
+        """Converts a document from the server with `build`; `what` names the document in the error.
 
         Raises ProtocolError if the document does not have the expected form.
         """
@@ -377,7 +377,7 @@ class HttpTransport(Transport):
             pass
         if not isinstance(message, str) or not message:
             text = "" if _is_page(body) else body[:200].decode(errors="replace").strip()
-            message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
+            message = f"{self._url} responded with status {answer.status}" + (f": {text}" if text else "")
         after = answer.headers.get(b"retry-after", b"")
         believed = after.isdigit() and len(after) <= LONGEST_WAIT
         error = from_http_status(answer.status, message, float(after) if believed else None)

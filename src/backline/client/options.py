@@ -26,15 +26,16 @@ def check_api_key(key: str, source: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """The options of a client. `timeout` and `connect_timeout` are in seconds.
+    """The options of a client. `timeout`, the default for each request, and `connect_timeout` are in seconds.
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
     PEM files; `verify=False` accepts any server certificate (https only). To an HTTP server, the client opens
-    at most `max_connections` connections, and makes `retries` further attempts if one cannot be opened; gRPC
-    ignores both. Once any part of a request has been sent, the request is repeated only if the URL names
-    several servers, and either the first server refused the request or requests are `idempotent`: it is safe
-    to run them twice. `api_key` is sent with every request as `Authorization: Bearer`; the default is the key
-    in the environment variable BACKLINE_KEY, or else the key that `backline login` has stored for the URL.
+    at most `max_connections` connections, not counting those of streams, and makes `retries` further attempts
+    if one cannot be opened; gRPC ignores both. Once any part of a request has been sent, the request is sent
+    again only if the URL names several servers, and either the first server refused the request or
+    `idempotent` says that it is safe to run a request twice. `api_key` is sent with every request as
+    `Authorization: Bearer`; the default is the key in the environment variable BACKLINE_KEY, or else the key
+    that `backline login` has stored for the URL.
     """
 
     timeout: float = 60.0
@@ -87,9 +88,7 @@ class ClientOptions:
                 context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))
         except (OSError, ssl.SSLError) as error:
             hint = (
-                ""
-                if self.certificate is None or self.key is not None
-                else "; pass the certificate's key, too"
+                "" if self.certificate is None or self.key is not None else "; pass the certificate's key too"
             )
             raise InvalidArgument(
                 f"cannot read the certificates (ca={self.ca}, certificate={self.certificate},"

@@ -40,8 +40,8 @@ def require_ray() -> Any:
 def join_ray(address: str | None = None) -> Any:
     """Connects this process to Ray if it is not connected yet, and returns the module ray.
 
-    `address` defaults to RAY_ADDRESS, or else to a cluster on this machine. Raises Unavailable if Ray cannot
-    be reached.
+    `address` defaults to RAY_ADDRESS, or else to a cluster on this machine. Raises InvalidArgument if Ray is
+    not installed, and Unavailable if it cannot be reached.
     """
     ray = require_ray()
     if not ray.is_initialized():
@@ -86,13 +86,16 @@ class ReplicaDirectory:
 def replica_urls(
     deployment: str, model: str = "", *, max_age: float = 0.0, near: bool = False
 ) -> Sequence[str]:
-    """Returns the URLs of the replicas that take requests and have a model, or any model by default.
+    """Returns the URLs of the replicas that take requests and have `model`; if `model` is empty, of all
+    replicas that take requests.
 
-    With `near`, the URLs of replicas on this node may name Unix sockets, so only this node can use them.
+    With `near`, the URLs of replicas on this node may name Unix sockets, which only processes on this node
+    can use.
 
-    The result may be `max_age` seconds old, so that a server with many remote models does not ask Ray for
-    each of them. Blocks. Raises InvalidArgument if `model` is empty but the replicas have different models,
-    and Unavailable if there are no such replicas, or if Ray does not respond.
+    The result may be up to `max_age` seconds old, so that a server with many remote models does not ask Ray
+    for each of them. Blocks. Raises InvalidArgument if `model` is empty but the replicas have different
+    models, or if Ray is not installed, and Unavailable if there are no such replicas, or if Ray does not
+    respond.
     """
     with _asking:
         asked_at, found = _found.get(deployment, (-math.inf, None))
@@ -125,8 +128,8 @@ def _node() -> str:
 
 
 def _ask(deployment: str) -> ReplicaDirectory | Unavailable:
-    """Asks the controller of a deployment. Returns the error if there is no such deployment, or its
-    controller does not respond. Raises Unavailable if Ray cannot be reached.
+    """Asks the controller of a deployment for its replicas. Returns an error if there is no such deployment,
+    or its controller does not respond. Raises Unavailable if Ray cannot be reached.
     """
     ray = join_ray()
     try:

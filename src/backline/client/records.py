@@ -25,7 +25,8 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A model's inputs and outputs, with full shapes (-1 for variable dimensions), and served versions.
+    """A model's inputs and outputs, and the versions served. Shapes include the batch dimension; a variable
+    dimension is -1.
 
     Over gRPC, and from Triton, metadata does not say which inputs are optional; see `completed`.
     """

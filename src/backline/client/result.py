@@ -14,9 +14,10 @@ from backline.engine.values.tensor import Tensor
 class InferResult(Mapping[str, np.ndarray]):
     """A mapping of output names to arrays, in the order of the model's outputs.
 
-    Use `result["note"]`, or `result.note` if the name is an identifier. Arrays are usually views of the
-    received bytes and may be read-only: copy before writing. BYTES outputs are object arrays of `bytes`. BF16
-    outputs are converted to float32, as numpy has no bfloat16.
+    Use `result["note"]`, or `result.note` if the name is an identifier without a leading underscore that
+    this class does not use itself (such as `id`). Arrays are usually views of the received bytes and may be
+    read-only: copy before writing. BYTES outputs are object arrays of `bytes`. BF16 outputs are converted to
+    float32, as numpy has no bfloat16.
     """
 
     __slots__ = ("_arrays", "id", "model_name", "model_version", "parameters")
@@ -37,7 +38,7 @@ class InferResult(Mapping[str, np.ndarray]):
             ) from None
 
     def __getattr__(self, name: str) -> np.ndarray:
-        # Python's own protocols (copy, pickle, numpy) probe for dunder names, which are never output names.
+        # copy, pickle and numpy look up dunder names, which must not find an output.
         if not name.startswith("_") and name in self._arrays:
             return self._arrays[name]
         raise AttributeError(

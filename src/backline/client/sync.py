@@ -26,7 +26,8 @@ class Runner(Protocol):
 
 
 class Client:
-    """A client of a server, or of a repository in this process. Any number of threads may share the client.
+    """A client of a server, of several servers with the same models, or of a repository in this process. Any
+    number of threads may share the client.
 
     Methods and errors are those of AsyncClient. The event loop runs on one background thread per process, so
     each call costs two thread switches (about 50 us). Programs with thousands of requests in flight should
@@ -126,8 +127,8 @@ class Client:
     ) -> Change:
         """Points a label to a version.
 
-        With `expected`, does so only if the label points to that version now, or, if `expected` is "", does
-        not exist yet.
+        If `expected` is given, raises InvalidArgument unless the label points to that version now. "" means
+        that the label must not exist yet.
         """
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
@@ -136,7 +137,9 @@ class Client:
     def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label. With `expected`, does so only if the label points to that version."""
+        """Removes a label. If `expected` is given, raises InvalidArgument unless the label points to that
+        version now.
+        """
         return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
 
     def promote(
@@ -164,7 +167,9 @@ class Client:
     def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """Returns the latest audit log entries, newest first, made after `after` (seconds since 1970)."""
+        """Returns the latest entries of the audit log, at most `limit`, newest first. Entries made before
+        `after` (seconds since 1970) are left out.
+        """
         return self._loop.run(self._client.audit(limit, after, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:
@@ -237,8 +242,9 @@ class Model:
         """Runs the model and yields its responses as they arrive: one, or any number if the model is
         decoupled.
 
-        The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model pauses until the caller takes the next response. Leaving the loop early cancels the request.
+        The arguments are those of a call, but the timeout in seconds limits the wait for each response. If
+        the caller takes responses slowly, the model pauses once the buffers of the connection are full.
+        Leaving the loop early cancels the request.
 
         >>> for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """

@@ -1,4 +1,4 @@
-"""The interface between the client and the ways to reach a server."""
+"""The interface through which the client reaches a server, over any protocol."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class TaskSending(Generic[T]):
 
 @decodable
 class InferCall(Struct, frozen=True, eq=False):
-    """One call, which usually carries one request. `timeout` is in seconds, `outputs` is None for all
-    outputs, and `version` is empty if the server chooses the version. `metadata` has names in lower case and
-    values in printable ASCII.
+    """One call, which usually carries one request. `timeout` is in seconds. `outputs` is None to request all
+    outputs, and `version` is empty to let the server choose the version. `metadata` has names in lower case
+    and values in printable ASCII.
 
     This is a msgspec struct because an instance is created for every request, and a frozen dataclass takes
     several times as long to create.
@@ -77,9 +77,10 @@ class InferCall(Struct, frozen=True, eq=False):
 
 
 def form_of(call: InferCall) -> object:
-    """Returns a key that is equal for calls that differ only in their ids, limits, metadata and data.
+    """Returns a key that is equal for calls that differ only in their ids, timeouts, metadata and the data of
+    their tensors.
 
-    Returns None for calls with parameters, because their forms are too many to remember.
+    Returns None for calls with parameters, because they have too many different forms to cache.
     """
     if call.parameters:
         return None

@@ -66,8 +66,8 @@ class Environment:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """The variables that programs in this environment need in addition to the server's environment
-        variables.
+        """The environment variables that programs in this environment need. They are added to the server's,
+        or replace them.
         """
         path = os.pathsep.join(filter(None, (str(self.python.parent), os.environ.get("PATH", ""))))
         return {**_UNSET, "VIRTUAL_ENV": str(self.folder), "PATH": path}
@@ -259,7 +259,7 @@ class Environments:
             # worker can start in it.
             if not alone and (place / _ABOUT).exists() and Environment(place).python.exists():
                 raise Unavailable(
-                    f"environment {digest} is in use by a running server: stop it, or build it again later"
+                    f"environment {digest} is in use by a running server: stop the server, or try again later"
                 )
             shutil.rmtree(place, ignore_errors=True)
             building.rename(place)

@@ -140,8 +140,9 @@ class _UvOutput:
 def cause(lines: Sequence[str]) -> str:
     """Returns the reason for uv's failure in one line.
 
-    The reason is the part of uv's output from the last line on that begins with "error:" or contains "×",
-    without box-drawing characters, and shortened to _LONGEST_CAUSE characters.
+    The reason is the end of uv's output, from the last line that begins with "error:" or contains "×",
+    without box-drawing characters and shortened to _LONGEST_CAUSE characters. It is "" if there is no such
+    line.
     """
     begin = max(
         (index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1

@@ -1,4 +1,4 @@
-"""Detects changes to files by file system events where they exist, and by polling elsewhere."""
+"""Detects changes to files by file system events, or by polling where there are no such events."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _CHECK = 5.0
 _LOST_EVENTS = 60.0
 #: Linux's table of mounts (proc(5)).
 MOUNTS = Path("/proc/self/mounts")
-#: Matches the types of file systems that other machines can write to: first the names on Linux, then the
-#: names on macOS and in containers on a desktop.
+#: Matches the types of file systems that other machines can write to: first the names on Linux, then those in
+#: virtual machines, in Docker Desktop and on macOS.
 _REMOTE = (
     r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
     r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"
@@ -42,8 +42,8 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
     """Yields when one of `places()`, or anything below it, may have changed. Yields once for a burst of
     changes.
 
-    Where there are no file system events, yields every `interval` seconds: on network file systems, without
-    the extra "watch", and if the system has no watches left.
+    Without file system events, yields every `interval` seconds: on network file systems, if the extra "watch"
+    is not installed, while a place does not exist, and if the system has no watches left.
     """
     # Files are checked on threads, because a disk or a file server may not respond for minutes.
     watching = await asyncio.to_thread(_can_watch, places())

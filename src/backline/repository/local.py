@@ -228,8 +228,8 @@ class LocalRepository:
             return ""
 
     def _read_listed(self, listed: ListedModel) -> FoundModel:
-        """Returns a model in the list. The model's paths are absolute, because its base path need not be
-        below the folder of the list.
+        """Returns the model that an entry of the list names. Its paths are absolute, because its base path
+        need not be below the folder of the list.
         """
         try:
             folder = folder_of(listed, self._path)

@@ -54,7 +54,8 @@ def open_repository(
 
     Opening a repository does not scan it. If the location is a single model, `name` or NAME is the name of
     the model; the default is the last part of the location. `edited` says that a user edits the files of a
-    local repository. Raises InvalidArgument if the location is neither a path nor a supported URL.
+    local repository. Raises InvalidArgument if the location is not valid, if both `name` and NAME are given,
+    or if a package is missing.
     """
     own_name, location = split_name(location)
     if name and own_name:

@@ -60,7 +60,7 @@ class FoundModel:
 
 
 def _nothing_to_check() -> None:
-    """The check of files that only the server can write."""
+    """The `check` for files that only the server writes, so they cannot have changed since the scan."""
 
 
 @dataclass(frozen=True, slots=True)

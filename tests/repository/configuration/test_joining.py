@@ -108,7 +108,7 @@ def test_without_settings_joining_is_none(written: str) -> None:
         ("max_batch_size = 8\npadding.x = 1", "2:9: 'padding.x' is 1, expected a table"),
         ("max_batch_size = 8\npadding.x.bucket = [1]", "2:11: unknown key 'bucket', did you mean 'buckets'?"),
         ("max_batch_size = 8\npadding.x.mask = 1", "2:11: 'padding.x.mask' is 1, expected a string"),
-        ("max_batch_size = 8\ncut.y.hop = 2", "2:7: cut.y does not say which input the output is cut to"),
+        ("max_batch_size = 8\ncut.y.hop = 2", "2:7: cut.y does not name the input whose length decides"),
         (
             "max_batch_size = 8\nsequence_batching.direct = {}\npadding.x.value = 1",
             "3:11: padding cannot be combined with sequence_batching",

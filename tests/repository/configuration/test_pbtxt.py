@@ -18,7 +18,7 @@ from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
 
-PASSIVE = "passive instance groups have no effect: no backend has a use for instances without requests"
+PASSIVE = "passive instance groups have no effect: no backend uses instances that get no requests"
 
 
 @pytest.fixture
@@ -412,6 +412,6 @@ def test_metric_tags_must_be_valid_labels(file: Path) -> None:
         file, 'metric_tags { key: "b" value: "1" } metric_tags { key: "a" value: "x y" }'
     ).metric_tags == {"a": "x y", "b": "1"}
     with pytest.raises(
-        InvalidArgument, match="metric_tags has 'my-tag', which a label's name cannot contain"
+        InvalidArgument, match="metric_tags has 'my-tag', which the name of a Prometheus label"
     ):
         config(file, 'metric_tags { key: "my-tag" value: "1" }')

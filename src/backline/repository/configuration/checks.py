@@ -19,8 +19,8 @@ from backline.repository.configuration.sequences import sequence_faults, state_f
 Fault = tuple[str, str]
 
 _DELAY = 1
-#: Matches a valid metric tag, which becomes part of the name of a label. Triton exits if a tag has another
-#: form.
+#: Matches a valid metric tag, which becomes part of the name of a Prometheus label. Triton exits if a tag has
+#: another form.
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: The numbers of TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
@@ -139,8 +139,8 @@ def _metric_faults(message: Any, name: str) -> Iterator[Fault]:
     for tag in message.metric_tags:
         if not _TAG.fullmatch(tag):
             reason = (
-                f"metric_tags has '{tag}', which a label's name cannot contain: use only letters, digits"
-                " and _"
+                f"metric_tags has '{tag}', which the name of a Prometheus label cannot contain: use only"
+                " letters, digits and _"
             )
             yield reason, "metric_tags"
     for index, control in enumerate(message.model_metrics.metric_control):
@@ -382,7 +382,7 @@ def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
             if not given.data_type:
                 wanted = next((one for one in message.input if one.name == tensor), None)
                 reason = f"model warmup input '{tensor}' must specify 'data_type' for {name}"
-                if wanted is not None and wanted.data_type:  # found when the sample is run
+                if wanted is not None and wanted.data_type:  # Triton reports this when it runs the sample
                     reason = (
                         f"[request id: <id_unknown>] inference input '{tensor}' data-type is '<invalid>', but"
                         f" model '{name}' expects '{data_type(wanted).name}': {reason}"

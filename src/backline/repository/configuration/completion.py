@@ -15,7 +15,7 @@ from backline.engine.values.device import Places
 from backline.protos import message
 from backline.repository.listing import Listing
 
-#: Matches a class that inherits from no other class.
+#: Matches a definition of the class TritonPythonModel that inherits from no other class.
 _PLAIN_CLASS = re.compile(rb"^class TritonPythonModel\s*(\(\s*(object\s*)?\))?:", re.MULTILINE)
 
 

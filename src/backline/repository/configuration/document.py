@@ -51,9 +51,9 @@ class Document:
     """A configuration before it is checked.
 
     `message` is an inference.ModelConfig. `source` names the file or request that contained the
-    configuration, for use in errors. `places` has the path ("input[0].dims", "parameters[backline.lane]") of
-    every field that the text sets, including fields that are set to their defaults, which cannot be
-    distinguished from unset fields in the message.
+    configuration, for use in errors. `places` maps the path ("input[0].dims", "parameters[backline.lane]") of
+    every field that the text sets to the field's place, or to None if the place is unknown. This includes
+    fields that are set to their defaults, which the message does not distinguish from unset fields.
     """
 
     source: str

@@ -77,7 +77,9 @@ def _unused(message: Any, name: str, produced: dict[str, int], used: set[str]) -
 
 
 def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[str]) -> Iterator[Fault]:
-    """Yields a fault for each step that is part of a cycle, or waits for a tensor that no step produces."""
+    """Yields a fault for each tensor that a step needs but nothing produces, and one fault for the steps that
+    therefore, or because they form a cycle, can never run.
+    """
     there = set(inputs)
     waiting = dict(enumerate(message.ensemble_scheduling.step))
     while ready := [index for index, step in waiting.items() if there.issuperset(step.input_map.values())]:

@@ -286,7 +286,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the native settings of a document: the fields of ModelConfig, and the settings for joining, by
     name.
 
-    Raises InvalidArgument for unknown settings and invalid values.
+    Raises InvalidArgument for unknown settings, invalid values, and settings that contradict each other.
     """
     given: dict[str, Any] = {}
     for key, value in document.message.parameters.items():

@@ -1,4 +1,4 @@
-"""Determines the origin of each value in a complete configuration."""
+"""Determines where each value in a complete configuration comes from."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _DECIDED = ("max_batch_size", "instance_group", "dynamic_batching", "parameters"
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value in a configuration, and its origin. `where` is a file, with line and column if these are
-    known.
+    """A value in a configuration, and its origin. `where` says which file (with line and column, if known),
+    load request or folder name the value comes from; it may be empty.
     """
 
     path: str
@@ -44,8 +44,8 @@ def origins(
 ) -> list[Value]:
     """Returns the values of the message `complete`, in the order of its fields.
 
-    `document` is the configuration as written. The message `described` also contains the values that the
-    server found in `model_file` or determined itself.
+    `document` is the configuration as written: in a file or, if `override` is set, in a load request. The
+    message `described` also contains the values that the server found in `model_file` or determined itself.
     """
     written = (
         set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()

@@ -96,8 +96,8 @@ def _check_places(document: Document, own: bytes) -> None:
     files, so that a client can change a configuration that it received and send it back.
     """
     reason = (
-        "names a place on the server and cannot be set by a load request; set it in the model's own"
-        " configuration"
+        "may name a file, program or address on the server, and cannot be set by a load request; set it in"
+        " the model's own configuration"
     )
     _refuse_changes(document, own, _places, reason)
 
@@ -183,7 +183,7 @@ def parse(text: str) -> Document:
             f"{_UNREADABLE}: expected an object with the fields of a model configuration, not"
             f" {json.dumps(table)[:40]}"
         )
-    # Imported here because this module needs protobuf, and few servers receive such requests.
+    # Imported late, because the import loads protobuf, and few servers receive such requests.
     from backline.repository.configuration.plain import read_plain
 
     return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)

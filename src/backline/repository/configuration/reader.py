@@ -37,8 +37,8 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     """Returns the rules for joining requests to the model `name`; None if the configuration has no such
     rules.
 
-    `settings` are the native settings for joining. Raises InvalidArgument if the settings contradict each
-    other.
+    `settings` are the native settings for joining. Raises InvalidArgument if they contradict each other or
+    the rest of the configuration.
     """
     message = document.message
     joining = Joining(
@@ -89,7 +89,7 @@ def _padding(given: Mapping[str, Any]) -> Padding:
 def _cut(document: Document, output: str, given: Mapping[str, Any]) -> Cut:
     if "to" not in given:
         raise document.error(
-            f'cut.{output} does not say which input the output is cut to: add to = "NAME"',
+            f'cut.{output} does not name the input whose length decides where it is cut: add to = "NAME"',
             _first(output, given),
         )
     return Cut(given["to"], given.get("axis", 1), given.get("hop", 1), given.get("window", 1))
@@ -258,7 +258,7 @@ class _Reader:
                 )
         if any(group.passive for group in self._message.instance_group):
             self._warn(
-                "passive instance groups have no effect: no backend has a use for instances without requests"
+                "passive instance groups have no effect: no backend uses instances that get no requests"
             )
         if any(group.secondary_devices for group in self._message.instance_group):
             self._warn("instance_group.secondary_devices has no effect: no runtime of this server uses NVDLA")

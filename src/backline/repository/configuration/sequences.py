@@ -113,7 +113,9 @@ def state_faults(batching: Any) -> Iterator[tuple[str, str]]:
 
 
 def _control_faults(batching: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yields the faults of one kind of control: more than one tensor for this kind, or invalid values."""
+    """Yields the faults in the controls of one kind: a tensor without a name, several tensors of this kind,
+    or invalid values.
+    """
     seen = False
     for index, control_input in enumerate(batching.control_input):
         path = f"{_SECTION}.control_input[{index}]"

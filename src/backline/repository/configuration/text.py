@@ -45,7 +45,7 @@ def render(document: Document) -> str:
         )
     )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
-        text = f"max_batch_size: 0\n{text}"  # if unset, the limit would be measured; see reader.py
+        text = f"max_batch_size: 0\n{text}"  # if it were unset, the server might measure it; see reader.py
     return text
 
 

@@ -73,7 +73,7 @@ def render(document: Document) -> str:
         else:
             sections.append(_table(f"[{field.name}]", _pairs(value)))
     if not message.max_batch_size and "max_batch_size" in document.places:
-        plain.append("max_batch_size = 0")  # if unset, the limit would be measured; see reader.py
+        plain.append("max_batch_size = 0")  # if it were unset, the server might measure it; see reader.py
     settings, parameters = _settings(message.parameters)
     if parameters:
         sections.append(

@@ -41,8 +41,8 @@ from backline.repository.repository import EXAMPLES, FoundModel, FoundVersion
 CONFIG_FILES = ("config.pbtxt", "model.toml")
 #: The version number of a model without version folders.
 FIRST_VERSION = "1"
-#: Folders next to the version folders that are not versions themselves; Triton knows all of them except the
-#: last. A load needs the files in the folders of _NEEDED_FOLDERS.
+#: Folders next to the version folders that are not versions themselves; Triton knows all of them except
+#: EXAMPLES. A load needs the files in the folders of _NEEDED_FOLDERS.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state", EXAMPLES})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
 #: The maximum number of examples of a model, and the maximum size of an example in bytes. Larger examples,

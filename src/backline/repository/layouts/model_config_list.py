@@ -44,7 +44,7 @@ def parse_list(text: str, source: str) -> list[ListedModel]:
     """Returns the models listed in `text`, the content of the file `source`. Raises InvalidArgument, with
     file and line, if the text is not valid.
     """
-    # Imported here because this module needs protobuf, and few repositories are lists.
+    # Imported late, because the import loads protobuf, and few repositories are lists.
     from backline.repository.configuration.text import parse_message
 
     models = [

@@ -62,8 +62,8 @@ def with_backend_of_name(config: ModelConfig, listing: Listing) -> ModelConfig:
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """Returns the sorted files directly in a folder that have a suffix of one format: the first format for
-    which there are such files.
+    """Returns the files directly in a folder that have a suffix of a format, sorted by name. If there are
+    files of several formats, returns only those of the first format.
     """
     loose = sorted(path for path in listing.files if "/" not in path)
     for form in formats:

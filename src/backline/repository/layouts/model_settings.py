@@ -179,8 +179,8 @@ def _text(section: dict[str, Any], key: str, where: str) -> str:
 
 
 def _join(models: list[FoundModel]) -> FoundModel:
-    """Joins the folders of one model. If some folders have problems and at least one folder is usable, the
-    problems become warnings.
+    """Merges the models of one name, each read from a folder of its own, into one model. If some folders have
+    problems and at least one folder is usable, the problems become warnings.
     """
     if len(models) == 1:
         return models[0]

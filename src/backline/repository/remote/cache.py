@@ -62,7 +62,7 @@ class Readable(Protocol):
 @decodable
 class _Remembered(msgspec.Struct, frozen=True):
     """The files of a location as they were at the time `seen`, in seconds since 1970. `files` maps each path
-    to (size, identity, problem).
+    to (size, identity, problem). For the files in an archive, `source` is the identity of the archive.
     """
 
     location: str
@@ -144,7 +144,9 @@ class ContentCache:
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
-        """Stores the bytes of a stream. Errors refer to the stream as `name`."""
+        """Stores the bytes of a stream, and returns their hash and size. Errors refer to the stream as
+        `name`.
+        """
         with self.explained(f"store '{name}'"):
             descriptor, partial = tempfile.mkstemp(dir=self.folder / "partial")
             try:
@@ -283,8 +285,8 @@ class ContentCache:
     # -- records of the files at each location
 
     def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
-        """Records the files at a location, or in the archive `source` there, so that a server can later start
-        offline.
+        """Records the files at a location, so that a server can later start offline. If the location is an
+        archive, `source` is its identity, and `files` are the files in it.
         """
         plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
         remembered = _Remembered(location, time.time(), plain, source)

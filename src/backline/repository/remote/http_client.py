@@ -83,8 +83,8 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """Opens the body of a response from `offset` on, or from 0 if the server sends only whole bodies.
-        `check` may reject the response by raising an error.
+        """Requests `url`, and opens the body of the response from `offset` on, or from 0 if the server sends
+        only whole bodies. `check` may reject the response by raising an error.
         """
         stack = contextlib.ExitStack()
         try:
@@ -106,7 +106,9 @@ class HttpClient:
                 while chunk := answer.body.read(_CHUNK):
                     yield chunk
             except (OSError, http.client.HTTPException) as error:
-                raise Unreachable(f"'{without_secrets(url)}' was cut off: {_reason(error)}", 5) from None
+                raise Unreachable(
+                    f"the response of '{without_secrets(url)}' was cut off: {_reason(error)}", 5
+                ) from None
 
     def _open(self, url: str, method: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         request = urllib.request.Request(

@@ -130,7 +130,7 @@ class HubFiles:
         items: list[dict[str, Any]] = []
         while url:
             page, following = self._json(url)
-            # If pages without files were accepted although they name a next page, this loop might never end.
+            # An empty page that names a next page is rejected, because otherwise this loop might never end.
             if not isinstance(page, list) or not all(map(_is_item, page)) or (following and not page):
                 raise self._odd(url)
             items += page

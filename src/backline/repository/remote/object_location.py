@@ -181,7 +181,7 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         place = f"as://{container}/{prefix}"
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
     connection = _connection_string(text) if text else {}
-    if connection and account in {"", connection["account_name"]}:  # for this account
+    if connection and account in {"", connection["account_name"]}:  # the string is for this account
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))
@@ -228,8 +228,10 @@ def _connection_string(text: str) -> dict[str, Any]:
 
 
 def _given(kind: str, place: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns an entry in Triton's credentials file. Of the entries whose prefixes match the beginning of
-    `place`, returns the one with the longest prefix; empty if none match.
+    """Returns the entry for `place` in Triton's credentials file: the one with the longest prefix of `place`.
+    Empty if there is no such entry or no such file.
+
+    Raises InvalidArgument if the file cannot be read or is malformed.
     """
     name = environment.get(CREDENTIALS_FILE)
     if not name:

@@ -24,7 +24,7 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: The value of obstore's limit for the duration of a request. It is so high that it is never reached, because
+#: obstore's limit for the duration of a request, in days. It is so high that it is never reached, because
 #: downloading a large file may take a long time.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
@@ -95,8 +95,8 @@ class ObjectFiles:
                 files |= {found["path"][cut:]: _entry(found) for found in page}
                 if len(files) > _MAX_OBJECTS:
                     raise InvalidArgument(
-                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; add to the URL the"
-                        f" prefix under which the {self._bucket} holds the models"
+                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; add the prefix under"
+                        f" which the {self._bucket} holds the models to the URL"
                     )
         # Tools that show folders store an empty object for each folder. Such objects are not files.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}

@@ -69,8 +69,8 @@ def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Itera
     """Yields the regular files in an archive. Errors refer to the archive as `place`.
 
     Raises InvalidArgument if a member's name must not be used on local disk (see `name_problem`), is not
-    printable, or equals the name of another member (ignoring case); if a member is a link, a device or
-    encrypted; if the archive exceeds `limits`; or if the archive is damaged. The error names the member.
+    printable, or equals the name of another member (ignoring case); if a member is a link, a device, sparse
+    or encrypted; if the archive exceeds `limits`; or if the archive is damaged. The error names the member.
     Raises Unsupported for a .tar.zst before Python 3.14.
     """
     if kind == "zip":
@@ -173,7 +173,9 @@ def _zip_members(archive: Path, names: _Names) -> Iterator[Member]:
                 continue
             mode = info.external_attr >> 16
             if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
-                raise names.error(name, f"it is {_kind_of_mode(mode)}; only files and folders are unpacked")
+                raise names.error(
+                    name, f"it is {_kind_of_mode(mode)}; only regular files and folders are unpacked"
+                )
             if info.flag_bits & 1:
                 raise names.error(name, "it is encrypted; only archives without a password are unpacked")
             path = names.accept(name, info.file_size)
@@ -198,12 +200,12 @@ def _tar_members(archive: Path, kind: str, names: _Names) -> Iterator[Member]:
                     kind_of_member = (
                         "a link"
                         if info.issym() or info.islnk()
-                        else "sparse"
+                        else "a sparse file"
                         if info.issparse()
                         else "a device or a pipe"
                     )
                     raise names.error(
-                        info.name, f"it is {kind_of_member}; only files and folders are unpacked"
+                        info.name, f"it is {kind_of_member}; only regular files and folders are unpacked"
                     )
                 path = names.accept(info.name, info.size)
                 content = opened.extractfile(info)
@@ -256,7 +258,7 @@ class _Forward:
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if whence != 0 or offset < self._at:
-            raise ValueError("its members are not in sequence")
+            raise ValueError("its members are not in order")
         while self._at < offset:
             self.allow_header()
             if not self.read(min(offset - self._at, _MAX_HEADER)):
