@@ -84,6 +84,8 @@ CODE_FAILED = re.compile(r"model '[\w.]+' version 1 failed: ")
 TRACEBACK = "Traceback (most recent call last)"
 #: What a traceback shows if the handler of an archive, which is the user's code, raised the exception.
 HANDLER = re.compile(r"import_module\(module_name\)|entry\(None, context\)|classes\[0\]\(\)|self\._handle\(")
+#: Where a record of the log begins; the further lines of a record are indented.
+RECORD = re.compile(r"^(?=\S)", re.MULTILINE)
 #: The most elements of an input of a served copy that a request is made for.
 MOST_ELEMENTS = 1 << 16
 
@@ -156,7 +158,7 @@ def outcome_of_request(answer: Answer, *, code: bool = False) -> Outcome:
 def traceback_in(printed: str) -> str:
     """A log from its first traceback on that does not lead into the handler of an archive; "" without one."""
     begin = 0
-    for record in printed.splitlines(keepends=True):
+    for record in RECORD.split(printed):
         if TRACEBACK in record and not HANDLER.search(record):
             return printed[begin:]
         begin += len(record)

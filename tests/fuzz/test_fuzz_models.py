@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fuzz.fuzz_models import Answer, outcome_of_load, outcome_of_request, zeros
+from fuzz.fuzz_models import Answer, outcome_of_load, outcome_of_request, traceback_in, zeros
 
 FAILED = "load failed for model 'm': version 1 is at UNAVAILABLE state: "
 
@@ -47,6 +47,18 @@ def test_an_answer_that_no_client_can_use_is_a_finding(answer: Answer) -> None:
 def test_a_request_may_fail_with_the_reason_of_the_runtime() -> None:
     assert outcome_of_request(error(500, "model 'm' failed: no kernel")).kind == "failing"
     assert outcome_of_request(error(400, "model 'm' refuses the input: its shape")).kind == "served"
+
+
+def test_a_traceback_counts_unless_it_leads_into_the_handler_of_an_archive() -> None:
+    begins = "2026-01-01 WARNING backline.workers: model 'm': Traceback (most recent call last):\n"
+    in_server = f"{begins}    File 'worker.py', line 1\n  KeyError: 'x'\n"
+    in_handler = (
+        f"{begins}    File 'handlers.py', line 2\n      module = import_module(module_name)\n  NameError\n"
+    )
+    plain = "2026-01-01 INFO backline: loaded\n"
+
+    assert traceback_in(plain + in_handler + plain) == ""
+    assert traceback_in(in_handler + in_server + plain) == in_server + plain
 
 
 def test_a_request_that_fits_the_metadata_is_made() -> None:

@@ -238,7 +238,7 @@ def test_a_queue_does_not_keep_cancelled_requests(settings: QueueSettings) -> No
         gone.cancel()
     line = queue if isinstance(queue, PlainQueue) else queue._lines[2, False]  # type: ignore[attr-defined]
     assert queue.size == 10
-    assert len(line._waiting) <= 10 + 2 * 16
+    assert len(line.waiting) <= 10 + 2 * 16
     assert len(emptied(queue)) == 10
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from backline.access.identity import Identity, anonymous
@@ -80,6 +80,7 @@ class Access:
         """Raises InvalidArgument if a file with the keys of a token issuer is not valid."""
         self._known: Memo[bytes, Identity] = Memo(_MAX_REMEMBERED)
         self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
+        self._memos: list[Memo[Any, Any]] = []
         #: Identities of certificates and tokens that are still in use, each with the certificate or claims of
         #: its holder.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
@@ -98,14 +99,13 @@ class Access:
         #: identity.
         self._default = None if policy.certificates else policy.anonymous
 
-    @property
-    def remembered(self) -> Callable[[bytes], Identity | None]:
-        """A function that returns the identity for an Authorization field that `identify` has accepted.
-
-        For any other field, the function returns None. Hot paths call it first, because it is faster than
-        `identify`.
+    def memo(self) -> Memo[Any, Any]:
+        """Creates a memo for decisions about identities that never expire. Whenever a policy changes or an
+        identity is revoked, the memo is cleared, so its entries need no further check.
         """
-        return self._known.get
+        memo: Memo[Any, Any] = Memo(_MAX_REMEMBERED)
+        self._memos.append(memo)
+        return memo
 
     @property
     def policy(self) -> Policy:
@@ -145,6 +145,8 @@ class Access:
 
     def _reissue(self) -> None:
         """Updates the identities of certificates and tokens when rules have changed or a key is withdrawn."""
+        for memo in self._memos:
+            memo.clear()
         self._known.clear()
         self._holders.clear()
         for identity, credential in list(self._issued.items()):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 from backline.access.quota import Meter, Quota
 from backline.access.scope import EVERYBODY, Scope
@@ -66,9 +65,6 @@ class Identity:
     quotas: tuple[Quota, ...] = ()
     #: Whether this identity may run every model.
     infers_all: bool = field(default=False, init=False, repr=False)
-    #: Permissions of this identity that the application has cached. There are entries only if `lasts` is
-    #: true, and they are dropped when the identity is revoked or changed, so an entry needs no further check.
-    passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
     #: Measures what this identity uses. None if the identity has no quotas.
     meter: Meter | None = field(default=None, init=False, repr=False)
     _allowed: Memo[tuple[Scope, str | None], bool] = field(
@@ -81,7 +77,6 @@ class Identity:
 
     def _changed(self) -> None:
         self._allowed.clear()
-        self.passes.clear()
         self.infers_all = any(Scope.INFER in grant.scopes and "*" in grant.models for grant in self.grants)
         if not self.quotas:
             self.meter = None
@@ -115,7 +110,6 @@ class Identity:
     def revoke(self) -> None:
         """Makes all further requests fail, including those on streams that are already open."""
         self.revoked = True
-        self.passes.clear()
 
     @property
     def lasts(self) -> bool:

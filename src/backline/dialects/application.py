@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
 from backline.access.gate import AccessTarget, CrossOrigin, ScopeGate, route_of
-from backline.access.identity import ANY_MODEL
+from backline.access.identity import ANY_MODEL, Identity
 from backline.access.restricted import RestrictedApis, api_of_method
 from backline.access.scope import CHANGING, EVERYBODY, Scope
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error
@@ -23,6 +23,7 @@ from backline.dialects.open_inference.rest.service import RestService
 from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
+from backline.memo import Memo
 from backline.observe.recording import Recorder
 from backline.observe.scaling import ScalingSignal
 from backline.wire.application import (
@@ -260,7 +261,9 @@ class _IdentifyingHandler(_HttpHandler):
         self._audit = audit
         self._target = router.target
         self._identify = access.identify
-        self._remembered = access.remembered
+        #: The identity and the handler of each request that may be repeated without another check, by its
+        #: credential or its identity, its method and its path.
+        self._admitted: Memo[Any, tuple[Identity, Handler]] = access.memo()
         self._handler_of = self._admit
 
     def _admit(self, request: HttpRequest) -> Handler:
@@ -268,34 +271,15 @@ class _IdentifyingHandler(_HttpHandler):
 
         Raises BacklineError if the caller is refused.
         """
-        given = request.headers.get(AUTHORIZATION)
-        identity = None if given is None else self._remembered(given)
-        if identity is None:
-            try:
-                identity = self._identify(request.headers, request)
-            except BacklineError as error:
-                target = self._target(request.method, request.path)
-                if target is None:
-                    return self._resolve(request)  # raises the error for an unknown route
-                self._audit.refused(request, route_of(request.method, request.path), target.model, error)
-                raise
-        request.identity = identity
-        route = (request.method, request.path)
-        handler = identity.passes.get(route)
-        if handler is None:
-            target = self._target(*route)
-            handler = self._resolve(request)
-            if target is None:
+        known = self._admitted.get((request.headers.get(AUTHORIZATION), request.method, request.path))
+        if known is None:
+            handler, metered = self._check(request)
+            if not metered:
                 return handler
-            try:
-                identity.require(target.scope, target.model)
-            except BacklineError as error:
-                self._audit.refused(request, route_of(*route), target.model, error)
-                raise
-            if target.scope in EVERYBODY:
-                return handler
-            if identity.lasts and len(request.path) <= MAX_REMEMBERED_SIZE:
-                identity.passes.keep(route, handler)
+            identity = request.identity
+        else:
+            identity, handler = known
+            request.identity = identity
         meter = identity.meter
         if meter is not None:
             only, size = meter.only, len(request.body)
@@ -306,10 +290,45 @@ class _IdentifyingHandler(_HttpHandler):
                 only.paid_bytes -= size
                 return handler
             model = None
-            if meter.by_model and (target := self._target(*route)) is not None:
+            if meter.by_model and (target := self._target(request.method, request.path)) is not None:
                 model = target.model
             meter.charge(model, size, monotonic())
         return handler
+
+    def _check(self, request: HttpRequest) -> tuple[Handler, bool]:
+        """Sets the identity of a request. Returns the handler, and whether the request counts against quotas.
+
+        Raises BacklineError if the caller is refused.
+        """
+        method, path = request.method, request.path
+        try:
+            identity = request.identity = self._identify(request.headers, request)
+        except BacklineError as error:
+            target = self._target(method, path)
+            if target is None:
+                return self._resolve(request), False  # raises the error for an unknown route
+            self._audit.refused(request, route_of(method, path), target.model, error)
+            raise
+        known = self._admitted.get((identity, method, path))
+        if known is not None:
+            return known[1], True
+        target = self._target(method, path)
+        handler = self._resolve(request)
+        if target is None:
+            return handler, False
+        try:
+            identity.require(target.scope, target.model)
+        except BacklineError as error:
+            self._audit.refused(request, route_of(method, path), target.model, error)
+            raise
+        if target.scope in EVERYBODY:
+            return handler, False
+        if identity.lasts and len(path) <= MAX_REMEMBERED_SIZE:
+            # A request without a key or token may come from any certificate's holder, so these are remembered
+            # by their identity only.
+            given = request.headers.get(AUTHORIZATION)
+            self._admitted.keep((identity if given is None else given, method, path), (identity, handler))
+        return handler, True
 
 
 def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
@@ -356,7 +375,7 @@ def _identifying(
 
 
 def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: Audit) -> UnaryMethod:
-    identify, remembered = access.identify, access.remembered
+    identify, admitted = access.identify, access.memo()
     scope, model, *_ = _target(method)
     handler, model_of = method.handler, method.model_of
     unnamed = ANY_MODEL if method.lists else None
@@ -366,19 +385,25 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
     if infers:
         name_of = model_name
 
-    def handle(call: UnaryCall, received: Buffer) -> None:
-        try:
-            given = call.metadata.get(AUTHORIZATION)
-            identity = None if given is None else remembered(given)
-            if identity is None:
-                identity = identify(call.metadata, call)
-            call.identity = identity
-            if identity.passes.get(handler) is None:
-                identity.require(scope, model if model_of is None else model_of(received) or unnamed)
-                if model_of is None and identity.lasts:
-                    identity.passes.keep(handler, True)
+    def check(call: UnaryCall, received: Buffer) -> Identity:
+        identity: Identity = identify(call.metadata, call)
+        call.identity = identity
+        if admitted.get(identity) is None:
+            identity.require(scope, model if model_of is None else model_of(received) or unnamed)
             if infers and not identity.infers_all:
                 identity.require(scope, model_name(received))
+            elif model_of is None and identity.lasts:
+                # As in `_IdentifyingHandler._check`: without a key or token, only the identity is remembered.
+                admitted.keep(call.metadata.get(AUTHORIZATION) or identity, identity)
+        return identity
+
+    def handle(call: UnaryCall, received: Buffer) -> None:
+        try:
+            identity = admitted.get(call.metadata.get(AUTHORIZATION))
+            if identity is None:
+                identity = check(call, received)
+            else:
+                call.identity = identity
             meter = identity.meter
             if meter is not None and metered:
                 only, size = meter.only, len(received)

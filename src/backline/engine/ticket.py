@@ -285,7 +285,10 @@ class Ticket:
             return
         self.state = DONE
         self.owner = None
-        if self._listeners or self.counted is not None:
+        counted = self.counted
+        if counted is not None:
+            counted.in_flight -= 1
+        if self._listeners:
             self._answer(response, error)
             return
         try:  # this part of `_answer` is inlined, for speed
@@ -294,8 +297,6 @@ class Ticket:
             self._log_failure()
 
     def _answer(self, response: InferResponse | None, error: BacklineError | None) -> None:
-        if self.counted is not None:
-            self.counted.in_flight -= 1
         listeners = self._listeners
         for listener in listeners:
             listener.ended(self, response, error)
@@ -345,6 +346,8 @@ class Ticket:
         if self.state in _ENDS:
             return
         self._leave(EXPIRED)
+        if self.counted is not None:
+            self.counted.in_flight -= 1
         self._answer(None, error)
 
     def _leave(self, state: TicketState) -> None:

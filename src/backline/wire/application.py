@@ -203,8 +203,8 @@ class UnaryCall(Call):
 
     @abstractmethod
     def reply(self, message: Buffer, *rest: Buffer) -> None:
-        """Ends the call with OK and one message: the concatenation of `message` and `rest`. Call this
-        once.
+        """Ends the call with OK and one message: the concatenation of `message` and `rest`, whose lengths
+        must be their numbers of bytes. Call this once.
         """
 
     @abstractmethod

@@ -21,7 +21,7 @@ _REACH = 64
 _KEPT = 16
 
 
-class _Flow:
+class _Flow(PlainQueue):
     """The queued requests of a caller, and the caller's debt, which is the number of turns that the caller
     must skip.
 
@@ -30,12 +30,11 @@ class _Flow:
     added to the debt.
     """
 
-    __slots__ = ("append", "debt", "line", "name")
+    __slots__ = ("debt", "name")
 
-    def __init__(self, name: str, line: PlainQueue) -> None:
+    def __init__(self, name: str, policy: QueuePolicy) -> None:
+        super().__init__(policy)
         self.name = name
-        self.line = line
-        self.append = line.append
         self.debt = 0
 
 
@@ -59,13 +58,13 @@ class FairQueue:
         "_flows",
         "_joined",
         "_ring",
-        "_size",
         "expired",
         "limit",
         "on_displaced",
         "on_left",
         "policy",
         "rank",
+        "size",
     )
 
     def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
@@ -73,7 +72,8 @@ class FairQueue:
         self.rank = rank
         self.policy = policy
         self.limit = policy.max_size or inf
-        self._size = 0
+        #: The number of queued requests.
+        self.size = 0
         self._flows: dict[str, _Flow] = {}
         #: The flows in the order of their turns. Flows without requests remain in the ring while they have
         #: debts.
@@ -84,14 +84,10 @@ class FairQueue:
         self.on_displaced: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
 
-    @property
-    def size(self) -> int:
-        return self._size
-
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        if self._size >= self.limit and not anyway:
+        if self.size >= self.limit and not anyway:
             self.make_room(ticket)
-            if self._size >= self.limit:  # completing the displaced request may have added another
+            if self.size >= self.limit:  # completing the displaced request may have added another
                 return False
         policy = self.policy
         if ticket.request.timeout is not None or policy.timeout_us:
@@ -100,8 +96,9 @@ class FairQueue:
         if flow is None:
             self.append(ticket)
         else:
-            flow.append(ticket)
-            self._size += 1
+            ticket.enqueue(flow)
+            flow.waiting.append(ticket)  # this is `flow.append`, inlined for speed
+            self.size += 1
         return True
 
     def append(self, ticket: Ticket) -> None:
@@ -112,19 +109,19 @@ class FairQueue:
             self._ring.insert(self._joined, flow)
             self._joined += 1
         flow.append(ticket)
-        self._size += 1
+        self.size += 1
 
     def make_room(self, ticket: Ticket) -> None:
         """Displaces the last request of the caller with the most queued requests, unless the caller of
         `ticket`, together with this request, has at least as many.
         """
         own = self._flows.get(ticket.identity)
-        longest = max(self._ring, key=lambda flow: flow.line.size, default=None)
-        if longest is None or longest.line.size <= (0 if own is None else own.line.size) + 1:
+        longest = max(self._ring, key=lambda flow: flow.size, default=None)
+        if longest is None or longest.size <= (0 if own is None else own.size) + 1:
             return
-        displaced = longest.line.remove_last()
+        displaced = longest.remove_last()
         if displaced is not None:
-            self._size -= 1
+            self.size -= 1
             self.on_displaced(displaced)
 
     def next(self, now: float) -> Ticket | None:
@@ -137,15 +134,14 @@ class FairQueue:
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         ring = self._ring
-        if self._size and (len(ring) == 1 or ring[0].line.size == self._size):
+        if self.size and (len(ring) == 1 or ring[0].size == self.size):
             # In the most common case, no other caller waits. The code for this case calls few functions, to
             # be fast.
             only = ring[0]
             only.debt = 0
-            line = only.line
-            taken, items = line.take(max_items, now)
-            self._size -= len(taken)
-            if line.expired:
+            taken, items = only.take(max_items, now)
+            self.size -= len(taken)
+            if only.expired:
                 self._collect(only)
             if self._joined or len(ring) > 1:
                 self._turn()
@@ -175,7 +171,7 @@ class FairQueue:
         while waiting and items < max_items:
             fitting = []
             for flow in waiting:
-                ticket = self._from(flow, now) if flow.line.size else None
+                ticket = self._from(flow, now) if flow.size else None
                 if ticket is None:
                     continue
                 if items + ticket.batch_size > max_items or ticket.batch_key != taken[0].batch_key:
@@ -204,15 +200,15 @@ class FairQueue:
     def sweep(self, now: float) -> float:
         nearest = inf
         for flow in self._ring:
-            nearest = min(nearest, flow.line.sweep(now))
+            nearest = min(nearest, flow.sweep(now))
             self._collect(flow)
         return nearest
 
     def clear(self) -> list[Ticket]:
-        tickets = [ticket for flow in self._ring for ticket in flow.line.clear()]
+        tickets = [ticket for flow in self._ring for ticket in flow.clear()]
         self._flows.clear()
         self._ring.clear()
-        self._joined = self._size = 0
+        self._joined = self.size = 0
         return tickets
 
     def timed_out(self, ticket: Ticket, now: float) -> bool:
@@ -220,9 +216,8 @@ class FairQueue:
 
     def _join(self, name: str) -> _Flow:
         """Creates a flow for a caller that has none. The calling method must add the flow to the ring."""
-        line = PlainQueue(self.policy)
-        line.on_left = self._left
-        flow = self._flows[name] = _Flow(name, line)
+        flow = self._flows[name] = _Flow(name, self.policy)
+        flow.on_left = self._left
         return flow
 
     def _whose_turn(self) -> _Flow | None:
@@ -230,14 +225,14 @@ class FairQueue:
         removes other flows that are empty.
         """
         ring = self._ring
-        if not self._size:
+        if not self.size:
             self._forget()
             return None
         passed = 0
         while True:
             flow = ring[0]
             if not flow.debt:
-                if flow.line.size:
+                if flow.size:
                     return flow
                 self._turn()
                 ring.pop()
@@ -276,26 +271,25 @@ class FairQueue:
 
     def _from(self, flow: _Flow, now: float) -> Ticket | None:
         """Removes and returns the next request of a flow that may run at `now`; None if there is none."""
-        ticket = flow.line.next(now)
+        ticket = flow.next(now)
         self._collect(flow)
         if ticket is not None:
-            self._size -= 1
+            self.size -= 1
         return ticket
 
     def _return(self, flow: _Flow, ticket: Ticket, now: float) -> None:
         """Puts a request back at the front of its flow."""
-        flow.line.put_back([ticket], now)
-        self._size += 1
+        flow.put_back([ticket], now)
+        self.size += 1
 
     def _collect(self, flow: _Flow) -> None:
         """Moves the expired requests of a flow to `expired`."""
-        line = flow.line
-        if line.expired:
-            self._size -= len(line.expired)
-            self.expired += line.expired
-            line.expired = []
+        if flow.expired:
+            self.size -= len(flow.expired)
+            self.expired += flow.expired
+            flow.expired = []
 
     def _left(self, ticket: Ticket) -> None:
         """Called when a queued request has been cancelled."""
-        self._size -= 1
+        self.size -= 1
         self.on_left(ticket)

@@ -20,14 +20,15 @@ class PlainQueue(Owner):
     in the deque until they reach the front or the deque is rebuilt.
     """
 
-    __slots__ = ("_gone", "_waiting", "expired", "limit", "on_displaced", "on_left", "policy", "rank")
+    __slots__ = ("_gone", "expired", "limit", "on_displaced", "on_left", "policy", "rank", "waiting")
 
     def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
         """Creates an empty queue. `rank` identifies the queue within a PriorityQueue."""
         self.rank = rank
         self.policy = policy
         self.limit = policy.max_size or inf
-        self._waiting: deque[Ticket] = deque()
+        #: The tickets in the order of their arrival, including the cancelled ones.
+        self.waiting: deque[Ticket] = deque()
         #: The number of cancelled tickets in the deque.
         self._gone = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
@@ -36,29 +37,29 @@ class PlainQueue(Owner):
 
     @property
     def size(self) -> int:
-        return len(self._waiting) - self._gone
+        return len(self.waiting) - self._gone
 
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        if len(self._waiting) - self._gone >= self.limit and not anyway:
+        if len(self.waiting) - self._gone >= self.limit and not anyway:
             return False
         policy = self.policy
         if ticket.request.timeout is not None or policy.timeout_us:
             limit_wait(ticket, policy)
         ticket.enqueue(self)
-        self._waiting.append(ticket)
+        self.waiting.append(ticket)
         return True
 
     def append(self, ticket: Ticket) -> None:
         """Adds a ticket at the end, regardless of any limits."""
         ticket.enqueue(self)
-        self._waiting.append(ticket)
+        self.waiting.append(ticket)
 
     def make_room(self, ticket: Ticket) -> None:
         """Displaces no request, because the requests that arrived first are kept."""
 
     def remove_last(self) -> Ticket | None:
         """Removes and returns the request at the end; None if the queue is empty."""
-        waiting = self._waiting
+        waiting = self.waiting
         while waiting:
             ticket = waiting.pop()
             if ticket.state is QUEUED:
@@ -68,7 +69,7 @@ class PlainQueue(Owner):
         return None
 
     def next(self, now: float) -> Ticket | None:
-        waiting = self._waiting
+        waiting = self.waiting
         while waiting:
             ticket = waiting.popleft()
             deadline = ticket.deadline
@@ -82,7 +83,7 @@ class PlainQueue(Owner):
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         # This does not call `next`, because a call per request would take a tenth of the total time for
         # scheduling a request.
-        waiting = self._waiting
+        waiting = self.waiting
         taken: list[Ticket] = []
         items = 0
         key: object = None
@@ -107,12 +108,12 @@ class PlainQueue(Owner):
     def put_back(self, tickets: list[Ticket], now: float) -> None:
         for ticket in tickets:
             ticket.enqueue(self)
-        self._waiting.extendleft(reversed(tickets))
+        self.waiting.extendleft(reversed(tickets))
 
     def sweep(self, now: float) -> float:
         kept: deque[Ticket] = deque()
         nearest = inf
-        for ticket in self._waiting:
+        for ticket in self.waiting:
             if ticket.state is not QUEUED:
                 continue
             deadline = ticket.deadline
@@ -123,12 +124,12 @@ class PlainQueue(Owner):
                     continue
                 nearest = min(nearest, deadline)
             kept.append(ticket)
-        self._waiting, self._gone = kept, 0
+        self.waiting, self._gone = kept, 0
         return nearest
 
     def clear(self) -> list[Ticket]:
-        tickets = [ticket for ticket in self._waiting if ticket.state is QUEUED]
-        self._waiting.clear()
+        tickets = [ticket for ticket in self.waiting if ticket.state is QUEUED]
+        self.waiting.clear()
         self._gone = 0
         release_all(tickets)
         return tickets
@@ -146,12 +147,12 @@ class PlainQueue(Owner):
 
     def cancelled(self, ticket: Ticket) -> None:
         self._gone += 1
-        if self._gone == len(self._waiting):
+        if self._gone == len(self.waiting):
             # All tickets are cancelled. They are removed now, because an idle queue, for which `next` is not
             # called, must not keep their requests in memory.
-            self._waiting.clear()
+            self.waiting.clear()
             self._gone = 0
-        elif self._gone > FEW and self._gone > len(self._waiting) // 2:
-            self._waiting = deque(other for other in self._waiting if other.state is QUEUED)
+        elif self._gone > FEW and self._gone > len(self.waiting) // 2:
+            self.waiting = deque(other for other in self.waiting if other.state is QUEUED)
             self._gone = 0
         self.on_left(ticket)

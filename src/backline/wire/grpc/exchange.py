@@ -50,7 +50,7 @@ class GrpcExchange(Stream):
         self.connection = connection
         self.number = number
         self.head = head
-        self.metadata = head.metadata
+        self.metadata = head.headers
         self.deadline = None
         self.on_abandon = None
 

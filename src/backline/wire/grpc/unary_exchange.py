@@ -205,9 +205,9 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             return
         connection = self.connection
         output = connection.output
-        size = len(message) if type(message) is bytes else memoryview(message).nbytes
+        size = len(message)
         for buffer in rest:
-            size += len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
+            size += len(buffer)
         framed = size + PREFIX_SIZE
         if size > connection.admission.passes or self.kind:
             connection.admission.learn(self, size)

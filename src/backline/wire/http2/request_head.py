@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Application, Denial, StreamMethod, UnaryMethod
@@ -44,7 +43,6 @@ class RequestHead:
         "exchange",
         "headers",
         "is_grpc",
-        "metadata",
         "method",
         "path",
         "prompt",
@@ -63,7 +61,6 @@ class RequestHead:
         target = pseudo.get(b":path", b"")
         self.path, _, self.query = target.partition(b"?")
         self.headers = headers
-        self.metadata: Mapping[bytes, bytes] = MappingProxyType(headers)
         self.content_length = _content_length(headers)
         #: The Content-Encoding of the body, or empty for identity.
         self.coding = headers.get(b"content-encoding", b"").strip().lower()

@@ -104,11 +104,27 @@ class GrpcReader:
         self._engine = engine
         self._parse = message("inference.ModelInferRequest").FromString
         self._plans: Memo[bytes, ModelPlan] = Memo(_MAX_REMEMBERED)
+        #: For messages without an id whose only raw content is their last field: where the content starts, by
+        #: the size of the message, and plans by everything before the content. The content's length is part
+        #: of that, so a message of the right size that begins like an earlier one needs no parsing.
+        self._starts: Memo[int, int] = Memo(_MAX_REMEMBERED)
+        self._begun: Memo[bytes, tuple[ModelPlan, InputPlan]] = Memo(_MAX_REMEMBERED)
 
     def read(
         self, received: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
         """Reads a request (see ReadRequest). `model` and `version` are unused: the message names both."""
+        size = len(received)
+        begin = self._starts.get(size)
+        if begin is not None and type(received) is bytes:
+            known = self._begun.get(received[:begin])
+            if known is not None:
+                plan, spec = known
+                if spec.size == size - begin:
+                    return plan, "", {spec.name: spec.read(received, begin, size)}
+        return self._read(received, on_loop=on_loop)
+
+    def _read(self, received: Buffer, *, on_loop: bool) -> Decoded:
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
@@ -146,6 +162,9 @@ class GrpcReader:
         if spec is not None and len(places) == 1:
             start, end = places[0]
             if end - start == spec.size:
+                if not id and end == len(received) and start <= _MAX_REMEMBERED_SIZE:
+                    self._starts.keep(end, start)
+                    self._begun.keep(bytes(received[:start]), (plan, spec))
                 return plan, id, {spec.name: spec.read(received, start, end)}
         if plan.shared is not None:
             plan = plan.holding(on_loop=on_loop)
