@@ -5,10 +5,15 @@ from __future__ import annotations
 import itertools
 from graphlib import CycleError, TopologicalSorter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.lifecycle.call_graph import CallGraph, Node, Wait
+from backline.engine.config.model_config import EnsembleStep, ModelConfig
+from backline.engine.engine import Engine
+from backline.engine.errors import Unavailable
+from backline.engine.model import Model
+from backline.lifecycle.call_graph import CallGraph, Node, Wait, called
 
 NODES = [(name, "1") for name in "abcde"]
 NODE = st.sampled_from(NODES)
@@ -65,3 +70,11 @@ def test_calls_in_opposite_directions_cannot_deadlock() -> None:
     graph.add([(("a", "1"), ("b", "1"))])
 
     assert graph.cycle([(("b", "1"), ("a", "1"))]) == [("b", "1"), ("a", "1"), ("b", "1")]
+
+
+def test_a_step_without_a_ready_version_is_unavailable() -> None:
+    engine = Engine()
+    engine.add(Model("m", "1", ModelConfig("m"), reason="unloaded"))
+
+    with pytest.raises(Unavailable, match="unloaded"):
+        called(engine, EnsembleStep("m", "", {}, {}))

@@ -1,5 +1,6 @@
-"""The kinds of errors that a server raises, with their HTTP statuses and gRPC codes. Two more, which are
-specific to HTTP, are defined elsewhere: 405 (dialects/router.py) and 426 (dialects/plain/sockets.py).
+"""The kinds of errors that a server raises, with their HTTP statuses and gRPC codes. Statuses that only HTTP
+has are defined elsewhere: 405 (dialects/router.py), 426 (dialects/plain/sockets.py), and 408, 417 and 431,
+with which the wire refuses requests.
 
 | class              | HTTP | gRPC                  | when                                                   |
 | ------------------ | ---- | --------------------- | ------------------------------------------------------ |

@@ -86,8 +86,9 @@ def node(model: Model) -> Node:
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """Returns the version that a step calls now. Call this only if the step has a version that is ready."""
-    return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
+    """Returns the version that a step calls now. Raises what Engine.find_ready raises if none is ready."""
+    version = step.version or next(reversed(engine.served_versions(step.model)), "")
+    return engine.find_ready(step.model, version)
 
 
 def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
