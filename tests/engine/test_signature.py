@@ -50,6 +50,27 @@ def test_requests_that_differ_in_a_varying_dimension_do_not_share_a_batch() -> N
     assert short.batch_key != long.batch_key
 
 
+def test_a_shape_that_passed_before_gives_the_same_batch_but_excuses_nothing_else() -> None:
+    varying = Signature((TensorSpec("x", DataType.FP32, (-1, -1)),), FIXED.outputs)
+    check = RequestCheck("m", varying, 8, strict=True)
+    x = tensor("x", DataType.FP32, 2, 16)
+    first, second = request(x), request(x)
+
+    check(first)
+    check(second)
+
+    assert (second.batch_size, second.batch_key) == (first.batch_size, first.batch_key) == (2, (16,))
+    for bad in (
+        request(tensor("x", DataType.INT32, 2, 16)),
+        request(tensor("z", DataType.FP32, 2, 16)),
+        request(x, tensor("z", DataType.FP32, 1)),
+        request(x, outputs=("q",)),
+        request(tensor("x", DataType.FP32, 9, 16)),
+    ):
+        with pytest.raises(InvalidArgument):
+            check(bad)
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

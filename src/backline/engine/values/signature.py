@@ -10,6 +10,10 @@ from backline.engine.ticket import Ticket
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
 from backline.engine.values.tensor import Shape, Tensor
+from backline.memo import Memo
+
+#: The maximum number of shapes that the check of a model remembers.
+_MAX_REMEMBERED = 1024
 
 
 class DecoupledCheck:
@@ -110,9 +114,27 @@ class RequestCheck:
         self._items = [
             (spec.name, spec.datatype, len(spec.shape), spec.shape[first:]) for spec in signature.inputs
         ]
+        #: The name and the datatype of the only input; None if there are several, or if it is optional.
+        self._only = (signature.inputs[0].name, signature.inputs[0].datatype) if self._single else None
+        #: The batch sizes and batch keys of requests that have passed the check, by the shape of the only
+        #: input. Clients choose the shapes.
+        self._passed: Memo[Shape, tuple[int, object]] = Memo(_MAX_REMEMBERED)
 
     def __call__(self, ticket: Ticket) -> None:
         """Raises InvalidArgument, with the reason, if the request does not fit the model."""
+        request = ticket.request
+        inputs = request.inputs
+        only = self._only
+        if only is not None and request.outputs is None and len(inputs) == 1:
+            tensor = inputs.get(only[0])
+            if tensor is not None and tensor.datatype is only[1]:
+                passed = self._passed.get(tensor.shape)
+                if passed is not None:
+                    ticket.batch_size, ticket.batch_key = passed
+                    return
+        self._check(ticket)
+
+    def _check(self, ticket: Ticket) -> None:
         request = ticket.request
         inputs = request.inputs
         if len(inputs) != len(self._items) or (not self._fixed and inputs.keys() != self._names):
@@ -174,11 +196,11 @@ class RequestCheck:
             ticket.batch_key = object()  # equals no other key, so the request runs alone
             return
         ticket.batch_size = size if size >= 0 else 1
-        if self._fixed:
-            return
         if self._single:
-            ticket.batch_key = shape
-        else:
+            if not self._fixed:
+                ticket.batch_key = shape
+            self._passed.keep(inputs[name].shape, (ticket.batch_size, ticket.batch_key))
+        elif not self._fixed:
             first = self._first
             # The tuple is built from a list, because a generator would take twice as long.
             ticket.batch_key = tuple(
