@@ -1,4 +1,4 @@
-"""Asks other servers to describe a model that they serve, and notices when they change it."""
+"""Asks other servers to describe a model that they serve, and notices when their description changes."""
 
 from __future__ import annotations
 
