@@ -88,7 +88,7 @@ def command(once: bool, port: int) -> None:
             print(f"Heard:  {' '.join(map(str, heard))}")
             print(
                 f"Ready after {ready:.1f} s, first response after {perf_counter() - began:.1f} s;"
-                f" it took {took * 1000:.0f} ms for {played[-1].end:.1f} s of music"
+                f" {played[-1].end:.1f} s of music took {took * 1000:.0f} ms"
             )
             if not once:
                 print(f"\nTry it:     open {server.url}/#/models/{MODEL}/try?example=melody in a browser")

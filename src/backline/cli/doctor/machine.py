@@ -88,9 +88,10 @@ def cores(machine: Machine) -> Iterator[Finding]:
 def throttling(machine: Machine) -> Iterator[Finding]:
     if machine.throttled > _THROTTLED:
         yield warning(
-            f"The kernel stopped this container in {machine.throttled:.0%} of the periods so far",
+            f"The kernel stopped this container in {machine.throttled:.0%} of its scheduling periods so far",
             "Requests in flight wait up to 0.1 s each time, which shows in p99.",
-            "Raise the container's CPU limit, or remove it and keep only the request.",
+            "Raise the container's CPU limit. In Kubernetes, you can also remove it and keep only"
+            " resources.requests.cpu.",
         )
     else:
         yield ok("The container is not throttled")
@@ -153,7 +154,7 @@ def memory_limit(machine: Machine) -> Iterator[Finding]:
     elif machine.memory_used > 0.9 * limit:
         yield error(
             f"The container uses {format_bytes(machine.memory_used)} of its limit of {format_bytes(limit)}",
-            "The kernel kills the server, or a worker, at the next load or large request.",
+            "The next load or large request may make the kernel kill the server or a worker.",
             "Raise the limit, or serve with --memory-budget set to about 80 % of it.",
         )
     else:
@@ -166,8 +167,8 @@ def open_files(machine: Machine) -> Iterator[Finding]:
     if 0 <= hard < needed:
         yield warning(
             f"This process may have at most {hard:,} open files",
-            f"Each connection needs one. The server then accepts fewer than the {machine.max_connections:,}"
-            " connections of --max-connections.",
+            f"Each connection needs one. The server then accepts fewer connections than the"
+            f" {machine.max_connections:,} that --max-connections allows.",
             f"Raise the hard limit: ulimit -Hn {needed}, LimitNOFILE={needed} in a systemd unit, or"
             f" docker --ulimit nofile={needed}.",
         )

@@ -124,7 +124,8 @@ def clocks(server: ServerFacts) -> Iterator[Finding]:
         yield warning(
             f"The server's clock is {abs(server.skew):.0f} s {'ahead of' if server.skew > 0 else 'behind'}"
             " this machine's",
-            "Tokens and certificates seem expired, or not valid yet, and traces of both sides disagree.",
+            "Tokens and certificates may seem expired or not valid yet, and times in the traces of the two"
+            " sides disagree.",
             "Set both clocks with NTP (timedatectl set-ntp true).",
         )
     else:
@@ -167,7 +168,7 @@ def readiness(server: ServerFacts) -> Iterator[Finding]:
         seconds = "" if entry.progress is None else f" for {entry.progress.seconds:.0f} s"
         yield note(
             f"{_version(entry.name, entry.version)} is loading{seconds}",
-            "The server is not ready until it is done.",
+            "Requests to it wait or fail until it has loaded.",
             f"Watch it: backline models load {entry.name}",
         )
     if not failed and not loading:
@@ -200,7 +201,8 @@ def slow_loads(server: ServerFacts) -> Iterator[Finding]:
                 "A restart, or a new version, takes at least that long. Requests that wait for the load may"
                 " time out.",
                 "Keep the state folder between starts (--state-dir), so that measurements are reused; use a"
-                " format without compilation at load; build environments in advance (backline env build).",
+                " format that is not compiled at load time; build environments in advance (backline env"
+                " build).",
             )
 
 
@@ -231,8 +233,8 @@ def failures(server: ServerFacts) -> Iterator[Finding]:
                 f"{_version(name, version)}: {failed} of {total} requests failed"
                 f"{f' ({told})' if told else ''}",
                 "Callers got errors instead of results.",
-                "--log-verbose 1 logs each failed request with its reason. A full queue means too few"
-                " instances: see 'backline tune'.",
+                "--log-verbose 1 logs each failed request with its reason. If the reason is a full queue, the"
+                " model needs more instances: see 'backline tune'.",
             )
 
 

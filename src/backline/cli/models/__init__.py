@@ -102,12 +102,15 @@ class ServerRecording:
         self._version = f"/versions/{quote(version, safe='')}" if version else ""
 
     async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
-        """Records until the recording is complete, for at most `wait` seconds. Returns the final state."""
+        """Records until the recording is complete, for at most `wait` seconds. Returns the final state.
+
+        Raises UsageError if the URL is not an HTTP URL.
+        """
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):
                 raise click.UsageError(
-                    f"recording needs HTTP, and the URL is {self._url}: use --url http://..."
+                    f"recording needs HTTP, but the URL is {self._url}: use --url http://..."
                 )
             state = await self._ask(transport, b"POST", self._version, msgspec.json.encode(limits))
             try:

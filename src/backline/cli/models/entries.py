@@ -66,7 +66,9 @@ _LISTS = ("there are", "there is", "available:")
 def explain(
     error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = ""
 ) -> BacklineError:
-    """Adds the nearest model, version or label, or all known ones, to an error about an unknown name."""
+    """Returns the error. If it is about an unknown name, adds the nearest model, version or label, or all
+    known ones.
+    """
     if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
         return error
     models = sorted({entry.name for entry in index})

@@ -66,7 +66,7 @@ def check_debugged(engine: Engine, name: str) -> None:
             if near
             else f"the repositories have {', '.join(engine.names()) or 'none'}"
         )
-        raise NotFound(f"--debug {name}: there is no model '{name}', {hint}")
+        raise NotFound(f"--debug {name}: there is no model '{name}'; {hint}")
     for model in models:
         if (
             model.state is ModelState.READY

@@ -113,13 +113,14 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--model-namespacing",
         "namespacing",
-        "Name models that are in several repositories <repository>.<model>, instead of refusing them.",
+        "Name models that are in several repositories <repository>.<model>, instead of refusing to serve"
+        " them.",
     ),
     fills(
         "--model-config-name",
         "config_name",
         metavar="NAME",
-        help="Read configs/NAME.pbtxt of models that have it.",
+        help="Configure models that have a file configs/NAME.pbtxt by this file.",
     ),
     flag(
         "--disable-auto-complete-config",
@@ -135,7 +136,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     fills(
         "--strict-readiness/--no-strict-readiness",
         "strict_readiness",
-        help="Report ready only when all models are ready, or once every load has been attempted.",
+        help="Report ready only when all models are ready; with --no-strict-readiness, as soon as every load"
+        " has been attempted.",
     ),
     flag(
         "--require-all-versions",
@@ -196,8 +198,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(get_args(IsolateMode)),
         help="Which model files are tried in a separate process first, so that a file that crashes its"
         " runtime does not crash the server. always: all files at each load; new: files not tried before;"
-        " remote: of those, files from remote repositories and load requests; never: none; workers: none, but"
-        " files from remote repositories and load requests run in worker processes.",
+        " remote: files not tried before that come from remote repositories or load requests; never: none;"
+        " workers: none, but files from remote repositories and load requests run in worker processes.",
     ),
     seconds(
         "--load-timeout-secs",
@@ -290,8 +292,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--labels",
         "labels",
         metavar="PLACE",
-        help="Where labels are kept, so that servers share them: repository, a folder, s3://bucket/prefix or"
-        " redis://host:6379/0; default: the state folder.",
+        help="Where to store labels, so that several servers can share them: repository, a folder,"
+        " s3://bucket/prefix or redis://host:6379/0; default: the state folder.",
     ),
     path(
         "--state-dir",

@@ -42,7 +42,7 @@ def exposure(options: ServerOptions) -> str:
     encrypts = options.tls is not None and not options.tls_grpc_only
     if _keyed(options):
         return "" if encrypts else "keys and data are sent unencrypted: add --ssl-certificate"
-    may = "use its models, but change nothing"
+    may = "use its models, but not change anything"
     if options.insecure_open:
         may = {
             "none": "use its models and change settings",

@@ -167,7 +167,7 @@ def command(arguments: tuple[str, ...]) -> int:
     """Serve models with the command line and the defaults of Triton's tritonserver.
 
     The ports are open to every machine, and everybody may change models and settings: add --auth to require
-    keys. Exit status: 0 after a signal, 1 if the server does not start.
+    keys. Exit status: 0 after a signal; 1 if the server does not start, or exits before a run or load ends.
     """
     parsed, translation = read_arguments(arguments)
     settings, problem = _writable(parsed.log)
