@@ -123,8 +123,8 @@ def _is_encoded(value: Any) -> bool:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """Reads the value of one input from a file. Raises InvalidArgument if the file cannot be read or has no
-    supported format. The error names the file and the input.
+    """Reads the value of one input from a file. Raises InvalidArgument if the file cannot be read or is not
+    in a supported format. The error names the file and the input.
     """
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"

@@ -115,7 +115,7 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InvalidArgument(
             f"'{name}' is not a usable model name: it is part of URLs,"
-            " so use letters, digits, '_', '-' and '.', and neither '-' nor '.' first"
+            " so use letters, digits, '_', '-' and '.', and do not start with '-' or '.'"
         )
     if path.exists():
         raise AlreadyExists(f"'{path}' already exists; choose another name, or remove it")

@@ -151,7 +151,9 @@ async def _read(client: AsyncClient, options: ClientOptions) -> Reading:
 
 
 def with_metrics(reading: Reading, page: str) -> Reading:
-    """Returns the reading, with the latencies and queue lengths from a metrics page added."""
+    """Returns the reading, with the latencies and queue lengths from a metrics page added. Returns the
+    reading unchanged if the page cannot be parsed.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     latencies: dict[Key, dict[float, float]] = {}

@@ -34,8 +34,8 @@ _MUCH = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ServerPath:
-    """A file or folder of the server. `mode` is its permissions; None if it does not exist. `free` is the
-    number of free bytes on its disk.
+    """A file or folder of the server. `what` describes it in findings. `mode` is its permissions; None if it
+    does not exist. `free` is the number of free bytes on its disk.
     """
 
     what: str

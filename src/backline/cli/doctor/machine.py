@@ -72,8 +72,8 @@ def cores(machine: Machine) -> Iterator[Finding]:
     elif quota < 1:
         yield warning(
             f"The container's quota is {quota:g} cores",
-            "The kernel stops the whole server for the rest of each period of 0.1 s once the quota is used"
-            " up. Requests then wait that long.",
+            "Once the quota is used up, the kernel stops the whole server for the rest of each period of"
+            " 0.1 s. Requests then wait for the next period.",
             "Give the container at least one core (docker --cpus 1, or resources.limits.cpu in Kubernetes).",
         )
     else:
@@ -150,7 +150,7 @@ def memory(machine: Machine) -> Iterator[Finding]:
 def memory_limit(machine: Machine) -> Iterator[Finding]:
     limit = machine.memory_limit
     if limit is None or limit >= machine.memory_total:
-        yield ok("No memory limit below the memory of the machine")
+        yield ok("There is no memory limit below the memory of the machine")
     elif machine.memory_used > 0.9 * limit:
         yield error(
             f"The container uses {format_bytes(machine.memory_used)} of its limit of {format_bytes(limit)}",

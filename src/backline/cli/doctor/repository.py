@@ -93,7 +93,7 @@ def empty(found: Repositories) -> Iterator[Finding]:
     if not found.models and not found.problems:
         yield warning(
             f"There are no models in {', '.join(found.locations)}",
-            "The server starts, and every request gets 404.",
+            "The server starts, but requests to any model get 404.",
             "A repository has <model>/<version>/<file>, such as add1/1/model.onnx. 'backline new' creates a"
             " model to start from.",
         )

@@ -198,8 +198,8 @@ def slow_loads(server: ServerFacts) -> Iterator[Finding]:
         if seconds > _SLOW_LOAD:
             yield warning(
                 f"{_version(name, version)} took {seconds:.0f} s to load",
-                "A restart, or a new version, takes at least that long. Requests that wait for the load may"
-                " time out.",
+                "A restart, or the load of a new version, takes about as long. Requests that wait for the"
+                " load may time out.",
                 "Keep the state folder between starts (--state-dir), so that measurements are reused; use a"
                 " format that is not compiled at load time; build environments in advance (backline env"
                 " build).",

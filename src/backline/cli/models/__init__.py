@@ -30,7 +30,13 @@ _POLL_SECONDS = 0.25
     "  backline models record add1 --wait 30 --json --url http://server:8000",
 )
 @click.argument("name")
-@click.option("--count", type=WholeNumber(1, 1000), default=8, show_default=True, help="Requests to record.")
+@click.option(
+    "--count",
+    type=WholeNumber(1, 1000),
+    default=8,
+    show_default=True,
+    help="The number of requests to record.",
+)
 @click.option(
     "--model-version",
     default="",
@@ -41,7 +47,7 @@ _POLL_SECONDS = 0.25
     type=WholeNumber(1),
     default=64 << 20,
     show_default=True,
-    help="The most bytes that the inputs of all recorded requests may take.",
+    help="Maximum size of the inputs of all recorded requests together, in bytes.",
 )
 @click.option(
     "--wait",

@@ -316,7 +316,7 @@ def report_crashes() -> None:
 
     Otherwise nothing would show which model or library crashed the process.
     """
-    # A process that was started without stderr has no place for the stacks.
+    # A process that was started without stderr has nowhere to print the stacks.
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
 

@@ -120,7 +120,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--model-config-name",
         "config_name",
         metavar="NAME",
-        help="Configure models that have a file configs/NAME.pbtxt by this file.",
+        help="For models that have a file configs/NAME.pbtxt, use it as the configuration.",
     ),
     flag(
         "--disable-auto-complete-config",
@@ -147,14 +147,14 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--trust-pickle",
         "trust_pickle",
-        "Load models that can execute code when loaded: pickles, machine code.",
+        "Load models that can execute code when loaded: pickles and machine code.",
     ),
     fills(
         "--trust-pickle-model",
         "trust_pickle_models",
         multiple=True,
         metavar="PATTERN",
-        help="Like --trust-pickle, but only for models of this name, such as forest or risk-*; repeatable.",
+        help="Like --trust-pickle, but only for models with this name, such as forest or risk-*; repeatable.",
     ),
     fills(
         "--trust-skops-type",
@@ -204,7 +204,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     seconds(
         "--load-timeout-secs",
         "load_timeout_seconds",
-        "Seconds after which a model's trial, or its load in a worker process of lane process, is stopped.",
+        "Seconds after which the trial of a model file, or a load in a worker process (lane process), is"
+        " stopped.",
     ),
     fills(
         "--load-memory-limit",
@@ -610,7 +611,7 @@ def _tls(
 ) -> TlsFiles | None:
     if client_auth is not None and client_ca is None:
         raise click.UsageError(
-            "--ssl-client-auth needs --ssl-client-ca: the certificate of the CA that signs those of clients"
+            "--ssl-client-auth needs --ssl-client-ca, the certificate of the CA of the clients"
         )
     if certificate is None and key is None and client_ca is None:
         return None

@@ -41,7 +41,7 @@ def exposure(options: ServerOptions) -> str:
         return ""
     encrypts = options.tls is not None and not options.tls_grpc_only
     if _keyed(options):
-        return "" if encrypts else "keys and data are sent unencrypted: add --ssl-certificate"
+        return "" if encrypts else "keys and data are sent unencrypted: use --ssl-certificate on all ports"
     may = "use its models, but not change anything"
     if options.insecure_open:
         may = {

@@ -209,7 +209,9 @@ def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
 
 
 def _program() -> str:
-    """Returns the name of the program for error texts. This is sys.argv[0] if it contains "tritonserver"."""
+    """Returns the name of the program for error texts: sys.argv[0] if its file name contains "tritonserver",
+    and otherwise "backline tritonserver".
+    """
     return sys.argv[0] if "tritonserver" in Path(sys.argv[0]).name else "backline tritonserver"
 
 

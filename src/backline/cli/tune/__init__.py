@@ -69,7 +69,11 @@ with nothing else running. Callers wait for each response before they send the n
     show_envvar=True,
     help="The server's state folder, which contains recorded requests.",
 )
-@click.option("--write", is_flag=True, help="Write the configuration, and keep the old one next to it.")
+@click.option(
+    "--write",
+    is_flag=True,
+    help="Write the best settings to the model's configuration, and keep the old file next to it.",
+)
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
