@@ -141,8 +141,8 @@ class Balancer:
     """A policy that chooses the server with the fewest requests in flight.
 
     - Each request in flight on a server that is much slower than the fastest counts as several requests.
-    - A server that refuses a request because it is busy gets the next requests only if all other servers are
-      busy or ejected.
+    - A server that refuses a request because it is busy gets no requests for a short time, unless all other
+      servers are busy or ejected.
     - A server that cannot be reached, or fails repeatedly, is ejected until a probe finds it alive. If all
       servers are ejected, all of them get requests, because some may have recovered.
     - A server whose oldest request has waited for a long time is probed too, because the server's machine may

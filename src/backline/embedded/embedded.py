@@ -54,8 +54,8 @@ class Embedded:
         """`repositories` are paths or URLs, as for `backline serve`.
 
         `models` are the models to load at start, "*" for all; the program can load and unload models later.
-        Without `models`, the `options` decide what is loaded; without both, all models are loaded. With
-        `config_name`, models that have a file configs/<config_name>.pbtxt are configured by this file.
+        Without `models`, the `options` decide what is loaded; without both, all models are loaded. If
+        `config_name` is set, a file configs/<config_name>.pbtxt in a model's folder is its configuration.
         `model_name` is the name of the model if there is one repository with one model. With `exit_on_error`,
         `start` raises an error if a model fails to load. Raises BacklineError if a location or the stored
         state is invalid.

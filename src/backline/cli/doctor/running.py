@@ -67,7 +67,7 @@ class ServerFacts:
     #: The number of seconds by which the clock of the server is ahead of the clock of this machine; None if
     #: unknown.
     skew: float | None = None
-    #: When the server's certificate expires, and the current time, in seconds since 1970.
+    #: When the server's certificate expires (None if unknown), and the current time, in seconds since 1970.
     certificate_expires: float | None = None
     now: float = 0.0
     #: The scopes of callers without a key, if other machines can reach the address. Empty if the server does

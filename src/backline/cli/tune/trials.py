@@ -121,8 +121,8 @@ class Trials:
         return request_inputs(metadata, shapes, given)
 
     async def measure(self, settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
-        """Measures settings for `seconds` under the load of `concurrency` callers. Raises the errors of a
-        Measure.
+        """Measures settings for `seconds` under the load of `concurrency` callers. Raises BacklineError if
+        the model cannot be loaded with them, or if no request succeeds.
 
         If no request completes in that time, measures again for longer, up to `_LONGEST` seconds.
         """
