@@ -89,9 +89,9 @@ def replica_options(options: ServerOptions) -> ServerOptions:
 
 
 def shared_labels(options: ServerOptions) -> str:
-    """Returns a value for `LifecycleOptions.labels` with which a server with another repository or working
-    directory stores labels in the same place; "" if the options name no place. Raises InvalidArgument if
-    labels cannot be stored there.
+    """Returns a value for `LifecycleOptions.labels` that makes servers store labels in the same place even if
+    their repositories or working directories differ; "" if the options name no place. Raises InvalidArgument
+    if labels cannot be stored there.
     """
     if not options.lifecycle.labels:
         return ""

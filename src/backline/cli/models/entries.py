@@ -59,7 +59,7 @@ def progress_text(progress: Progress) -> str:
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
 
-#: Phrases by which an error that already lists the known names is recognised.
+#: Phrases that occur in errors that already list the known names.
 _LISTS = ("there are", "there is", "available:")
 
 

@@ -166,7 +166,7 @@ def lasting_output() -> Iterator[None]:
 def _lasting(stream: TextIO | None) -> TextIO:
     """Returns a stream that writes to the same file as `stream` but never raises.
 
-    If `stream` is None, output is discarded. A stream without a file, such as tests use, is returned
+    If `stream` is None, output is discarded. A stream without a file, such as a StringIO, is returned
     unchanged.
     """
     if stream is None:

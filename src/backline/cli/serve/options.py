@@ -113,8 +113,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--model-namespacing",
         "namespacing",
-        "Name models that are in several repositories <repository>.<model>, instead of refusing to serve"
-        " them.",
+        "Serve models that are in several repositories as <repository>.<model>, instead of refusing them.",
     ),
     fills(
         "--model-config-name",
@@ -443,8 +442,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         multiple=True,
         callback=parsed(parse_allowed_host),
         metavar="NAME",
-        help="Another name by which clients reach the server, *.example.org for all names below it, or * for"
-        " any name that programs, but not web pages, use; repeatable.",
+        help="Another host name under which clients reach the server; *.example.org: all names below"
+        " example.org; *: any name, but only for requests that do not come from web pages; repeatable.",
     ),
     fills(
         "--http-restricted-api",
@@ -611,7 +610,8 @@ def _tls(
 ) -> TlsFiles | None:
     if client_auth is not None and client_ca is None:
         raise click.UsageError(
-            "--ssl-client-auth needs --ssl-client-ca, the certificate of the CA of the clients"
+            "--ssl-client-auth needs --ssl-client-ca, the certificate of the CA that signs client"
+            " certificates"
         )
     if certificate is None and key is None and client_ca is None:
         return None

@@ -373,7 +373,7 @@ def _shape(model: Model, spec: TensorSpec) -> tuple[int, ...]:
 
 def _printable(model: Model) -> bool:
     inputs = model.signature.inputs
-    # JSON cannot represent 16-bit floats.
+    # The protocol has no JSON form for 16-bit floats.
     half = any(spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs)
     return not half and sum(element_count(_shape(model, spec)) for spec in inputs) <= MAX_PRINTED
 
