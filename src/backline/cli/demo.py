@@ -103,7 +103,7 @@ def _network() -> Path:
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.origin or importlib.util.find_spec("onnxruntime") is None:
         raise InvalidArgument(
-            "the demo needs ONNX Runtime and the package swift-f0, which has a small network:"
+            "the demo needs ONNX Runtime and the package swift-f0, which contains a small network:"
             " pip install 'backline[demo]'"
         )
     return Path(found.origin).with_name("model.onnx")

@@ -88,7 +88,7 @@ class LogEntry:
 def command(
     url: str, options: ClientOptions, follow: bool, lines: int, level: str, model: str, file: Path | None
 ) -> None:
-    """Show the log of a server on this machine, with tracebacks kept together."""
+    """Show the log of a server on this machine. A traceback is shown or left out as a whole."""
     path = file or _found(run(_log_file(url, options)), url)
     with path.open(encoding="utf-8", errors="replace") as opened:
         shown = (entry for entry in entries(opened) if entry.concerns(level, model))

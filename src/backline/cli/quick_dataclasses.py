@@ -107,7 +107,7 @@ class _Sample:
 
 _sample: Any = _Sample
 _SAMPLE_PARAMS: Final[Any] = _sample.__dataclass_params__
-#: The marker that distinguishes a field from other annotated attributes.
+#: The value by which the standard library marks a field, as opposed to a ClassVar or an InitVar.
 _A_FIELD: Final[Any] = _sample.__dataclass_fields__["field"]._field_type
 
 

@@ -114,7 +114,9 @@ class Embedded:
 
     @property
     def poll(self) -> BusyPoll:
-        """The busy poll of the event loop. Polling is off until the owner of the loop allows it."""
+        """The busy poll of the event loop, which polls for requests before the loop sleeps. It is off until
+        the owner of the loop allows it.
+        """
         return self._lifecycle.poll
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:

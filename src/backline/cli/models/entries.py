@@ -66,8 +66,8 @@ _LISTS = ("there are", "there is", "available:")
 def explain(
     error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = ""
 ) -> BacklineError:
-    """Returns the error. If it is about an unknown name, adds the nearest model, version or label, or all
-    known ones.
+    """Returns the error. If it is about an unknown name, adds the most similar known name or, if no name is
+    similar, all known names of models, or of versions and labels.
     """
     if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
         return error

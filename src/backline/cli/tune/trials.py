@@ -249,7 +249,9 @@ def override(config: Any) -> str:
 
 
 def recorded_inputs(file: Path) -> list[tuple[Any, ...]]:
-    """Returns the inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
+    """Returns the inputs of the first _MOST_REQUESTS requests in a recording. Raises InvalidArgument if the
+    file does not exist, or has no requests.
+    """
     if not file.exists():
         raise InvalidArgument(
             f"'{file}' does not exist. To record requests, run 'backline models record NAME' against a server"
