@@ -26,7 +26,7 @@ Description=Backline model server ({name})
 
 [Service]
 Type=notify
-# Relative paths in the command are relative to this folder, in which the service was installed.
+# The folder in which the service was installed. Relative paths in the command start here.
 WorkingDirectory={folder}
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
