@@ -88,7 +88,7 @@ class RayStateStore:
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
             if isinstance(error, ray.exceptions.ActorDiedError):  # a new actor may have the name by now
                 self._find_again()
-            reason = str(error).strip().partition("\n")[0] or f"no answer within {_TIMEOUT:g} s"
+            reason = str(error).strip().partition("\n")[0] or f"no response within {_TIMEOUT:g} s"
             raise Unavailable(
                 f"the states of sequences, in the actor '{self._keeper}', are unavailable: {reason}"
             ) from None

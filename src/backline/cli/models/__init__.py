@@ -68,7 +68,7 @@ def record_requests(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Record the next requests that a model answers, to warm up the model at its next load.
+    """Record the next successful requests to a model, to warm up the model at its next load.
 
     The server keeps the inputs of live requests in its state folder, in place of the previous recording. On
     Ctrl-C, or if fewer requests arrive in time, the recording keeps the requests that have arrived.
