@@ -142,7 +142,7 @@ def test_ctrl_c_stops_the_server_even_at_a_breakpoint(server: Debugged) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("taggr",), "there is no model 'taggr', did you mean 'tagger'?"),
+        (("taggr",), "there is no model 'taggr'; did you mean 'tagger'?"),
         (("add1",), "only Python models can be debugged, and the backend of 'add1' is identity"),
         (("tagger", "--model-control-mode", "explicit"), "--debug reloads models when their files change"),
     ],

@@ -22,7 +22,8 @@ CERTIFICATE = Path("server.crt"), Path("server.key")
 def test_an_address_reachable_from_elsewhere_is_warned_about(host: str) -> None:
     told = exposure(ServerOptions((), host=host, lifecycle=LifecycleOptions(mode="explicit")))
     assert (
-        f"anyone who can reach this server's address, {host}, may use its models, but change nothing" in told
+        f"anyone who can reach this server's address, {host}, may use its models, but not change anything"
+        in told
     )
     assert "--auth" in told
     assert "--ssl-client-ca" in told

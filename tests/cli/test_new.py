@@ -90,7 +90,7 @@ def test_a_requirement_without_a_name_is_refused(backline: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("there", "exists already"), ("no good", "is not a usable model name")]
+    ("name", "message"), [("there", "already exists"), ("no good", "is not a usable model name")]
 )
 def test_new_overwrites_nothing_and_checks_names(
     backline: Any, tmp_path: Path, name: str, message: str

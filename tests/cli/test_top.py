@@ -131,4 +131,4 @@ def test_an_unknown_shell_is_named(backline: Run) -> None:
     done = backline("completion", SHELL="/bin/tcsh")
 
     assert done.returncode == 1
-    assert "shell of this user, 'tcsh', has no completion script; name one of bash, zsh, fish" in done.stderr
+    assert "no completion script for this user's shell, 'tcsh'; name one of bash, zsh, fish" in done.stderr

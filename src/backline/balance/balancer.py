@@ -14,9 +14,8 @@ from typing import Final
 
 @dataclass(slots=True, eq=False)
 class RequestAttempt:
-    """A call in flight to a server, sent at `started`. A stream is not `timed`, because it may last forever.
-
-    A call may carry several requests that arrived together.
+    """A call in flight to a server, sent at `started`, in seconds of a monotonic clock. It may carry several
+    `requests` that arrived together. A stream is not `timed`, because it may last forever.
     """
 
     endpoint: Endpoint
@@ -53,7 +52,9 @@ class Endpoint:
     turn: int = 0
 
     def waiting(self, now: float) -> float:
-        """Returns the seconds for which the server's oldest request has waited."""
+        """Returns for how many seconds the server's oldest attempt has been in flight, not counting streams;
+        0 if there is none.
+        """
         oldest = next(iter(self.attempts), None)
         return 0.0 if oldest is None else now - oldest.started
 
@@ -72,11 +73,12 @@ class Endpoint:
 class BalancePolicy:
     """Parameters that say when to avoid a server, and when to send a request again. Times are in seconds."""
 
-    #: A server that takes this many times as long as the fastest server gets fewer requests.
+    #: A server that takes more than this many times as long as the fastest server gets fewer requests.
     slow_factor: float = 3.0
     #: After this many seconds without a response, a slow server is tried again.
     forget_after: float = 10.0
-    #: The maximum number of consecutive requests of a lone caller that go to the same server.
+    #: The maximum number of consecutive requests that go to the same server while a lone caller sends one
+    #: request at a time.
     row: int = 32
     #: A lone caller's requests go to the same server only while the server responds within this time, and the
     #: next request follows within this time.
@@ -92,7 +94,7 @@ class BalancePolicy:
     busy: float = 0.1
     #: The maximum time for which a busy server is avoided.
     longest_busy: float = 5.0
-    #: A server is asked whether it is alive if its oldest request has waited this long.
+    #: A server is probed if its oldest request has waited longer than this.
     stall: float = 0.5
     #: The share of requests that may be sent again because they were refused or their connection broke.
     retry_share: float = 0.2
@@ -139,8 +141,8 @@ class Balancer:
     """A policy that chooses the server with the fewest requests in flight.
 
     - Each request in flight on a server that is much slower than the fastest counts as several requests.
-    - A server that refuses a request because it is busy gets the next requests only if all other servers are
-      busy or ejected.
+    - A server that refuses a request because it is busy gets no requests for a short time, unless all other
+      servers are busy or ejected.
     - A server that cannot be reached, or fails repeatedly, is ejected until a probe finds it alive. If all
       servers are ejected, all of them get requests, because some may have recovered.
     - A server whose oldest request has waited for a long time is probed too, because the server's machine may
@@ -221,7 +223,7 @@ class Balancer:
     # Counting requests and attempts.
 
     def arrived(self) -> None:
-        """Counts a new request, which raises the number of retries that are allowed."""
+        """Counts a new request. Each new request raises the number of retries and hedges that are allowed."""
         policy = self.policy
         self._retries = min(self._retries + policy.retry_share, policy.retry_burst)
         self._hedges = min(self._hedges + policy.hedge_share, policy.hedge_burst)
@@ -316,7 +318,9 @@ class Balancer:
         endpoint.ejections = min(endpoint.ejections + 1, 16)
 
     def to_probe(self, now: float) -> list[Endpoint]:
-        """Returns the servers to probe now. A server is not returned again until its probe has ended."""
+        """Returns the servers to probe now. A server is not returned again until its probe has ended, or
+        `longest_ejection` seconds have passed.
+        """
         policy = self.policy
         due = [
             endpoint

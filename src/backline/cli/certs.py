@@ -280,7 +280,7 @@ Examples:
     multiple=True,
     callback=_parsed_hosts,
     metavar="NAME",
-    help="A further name or address of the server; repeatable. localhost and this machine's names are"
+    help="Another name or address of the server; repeatable. localhost and this machine's names are always"
     " included.",
 )
 @click.option(
@@ -304,7 +304,7 @@ Examples:
     type=WholeNumber(1, _AUTHORITY_DAYS),
     default=365,
     show_default=True,
-    help="How long the certificates are valid.",
+    help="The number of days for which the certificates are valid.",
 )
 def create(hosts: tuple[str, ...], clients: tuple[str, ...], folder: Path, days: int) -> None:
     """Create a certificate authority (CA) and a server certificate for development.
@@ -323,7 +323,7 @@ def create(hosts: tuple[str, ...], clients: tuple[str, ...], folder: Path, days:
         click.echo(f"{files.certificate(name)}: the certificate of the client '{name}'")
     what = "the certificate of the new CA" if files.is_new else "the certificate of the existing CA"
     click.echo(
-        f"{files.certificate(_AUTHORITY)}: {what}, which clients trust;"
+        f"{files.certificate(_AUTHORITY)}: {what}, which clients must trust;"
         f" keep {files.key(_AUTHORITY).name} secret"
     )
     _print_commands(files, clients[0] if clients else None)
@@ -345,7 +345,7 @@ def _print_commands(files: _Folder, client: str | None) -> None:
     click.echo(f"  backline models list {shlex.join(map(str, connect))}")
     click.echo(f'  backline.connect("https://localhost:8000", {python})')
     if client is not None:
-        click.echo("\nTo limit what the client may do, add this to the file of --auth:\n")
+        click.echo("\nTo limit what the client may do, add this to the file that you pass with --auth:\n")
         for line in (
             "[[certificates]]",
             f'name = "{client}"',

@@ -30,8 +30,8 @@ def command(shell: str | None) -> None:
     found = get_completion_class(shell) if shell in SHELLS else None
     if found is None:
         raise InvalidArgument(
-            f"the shell of this user, '{shell or 'unknown'}', has no completion script; name one of"
-            f" {', '.join(SHELLS)}: backline completion bash"
+            f"there is no completion script for this user's shell, '{shell or 'unknown'}'; name one of"
+            f" {', '.join(SHELLS)}, as in: backline completion bash"
         )
     from backline.cli.main import command as whole
 

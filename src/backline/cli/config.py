@@ -37,7 +37,10 @@ Examples:
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _name_option = click.option(
-    "--config-name", default="", metavar="NAME", help="Read configs/NAME.pbtxt if a model has it."
+    "--config-name",
+    default="",
+    metavar="NAME",
+    help="For models that have a file configs/NAME.pbtxt, use it as the configuration.",
 )
 _override_option = click.option(
     "--override",

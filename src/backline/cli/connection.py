@@ -114,7 +114,8 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """Returns the error with a hint: the name on the server that is nearest to `name`, or all names there.
+    """Returns the error with a hint: the model on the server whose name is most similar to `name` or, if no
+    name is similar, the names of all models there.
 
     Returns the error unchanged if the server has the model, or does not list its models.
     """
@@ -125,7 +126,8 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """Returns the error with a hint: the name in `index` that is nearest to `name`, or all names in it.
+    """Returns the error with a hint: the model in `index` whose name is most similar to `name` or, if no name
+    is similar, the names of all models there.
 
     Returns the error unchanged if `index` contains `name`.
     """

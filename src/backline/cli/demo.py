@@ -88,7 +88,7 @@ def command(once: bool, port: int) -> None:
             print(f"Heard:  {' '.join(map(str, heard))}")
             print(
                 f"Ready after {ready:.1f} s, first response after {perf_counter() - began:.1f} s;"
-                f" it took {took * 1000:.0f} ms for {played[-1].end:.1f} s of music"
+                f" {played[-1].end:.1f} s of music took {took * 1000:.0f} ms"
             )
             if not once:
                 print(f"\nTry it:     open {server.url}/#/models/{MODEL}/try?example=melody in a browser")
@@ -103,7 +103,7 @@ def _network() -> Path:
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.origin or importlib.util.find_spec("onnxruntime") is None:
         raise InvalidArgument(
-            "the demo needs ONNX Runtime and the package swift-f0, which has a small network:"
+            "the demo needs ONNX Runtime and the package swift-f0, which contains a small network:"
             " pip install 'backline[demo]'"
         )
     return Path(found.origin).with_name("model.onnx")

@@ -255,7 +255,8 @@ Examples:
   backline env prune --unused-for 30
 
 A model requests an environment with a requirements.txt, pyproject.toml, uv.lock or .python-version next to
-its model.py, or with python = "3.13" in its model.toml. Models with the same requirements share one."""
+its model.py, or with python = "3.13" in its model.toml. Models with the same requirements share an
+environment."""
 
 
 @click.group(cls=CommandGroup, epilog=_EPILOG)

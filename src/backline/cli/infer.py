@@ -1,4 +1,4 @@
-"""`backline infer`: sends one request, and shows or saves its outputs."""
+"""`backline infer`: sends one request to a model on a server, and shows or saves the outputs."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def read_inputs_from(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
     if len(required) != 1:
         names = ", ".join(specs)
         raise InvalidArgument(
-            f"'{path}' does not say which input it is for; write NAME=@{path}, where NAME is one of {names}"
+            f"the model has several inputs, and '{path}' could be any of them: write NAME=@{path}, where NAME"
+            f" is one of {names}"
         )
     return {required[0].name: read_file(required[0], path)}
 
@@ -122,8 +123,8 @@ def _is_encoded(value: Any) -> bool:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """Reads the value of one input from a file. Raises InvalidArgument if the file cannot be read or has no
-    supported format. The error names the file and the input.
+    """Reads the value of one input from a file. Raises InvalidArgument if the file cannot be read or is not
+    in a supported format. The error names the file and the input.
     """
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
@@ -258,5 +259,5 @@ def _as_batch(data: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 def _missing(path: Path, package: str, extra: str) -> InvalidArgument:
     return InvalidArgument(
-        f"'{path}' is decoded by {package}, which is not installed: pip install 'backline[{extra}]'"
+        f"reading '{path}' needs {package}, which is not installed: pip install 'backline[{extra}]'"
     )

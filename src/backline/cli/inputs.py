@@ -191,7 +191,7 @@ def request_inputs(
     metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]
 ) -> tuple[Tensor, ...]:
     """Returns the given inputs, and random values for the other inputs that are required or have an item in
-    `shapes`.
+    `shapes`. Raises InvalidArgument if an item is invalid, or if an input needs a shape and has none.
     """
     values = given_inputs(metadata, given)
     chosen: dict[str, tuple[int, ...]] = {}

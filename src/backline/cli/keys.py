@@ -33,7 +33,7 @@ from backline.system.private_file import replacement
 #: The scopes that a key can have.
 _SCOPES = tuple(scope.value for scope in Scope if scope not in EVERYBODY)
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
-_HEADER = "Keys of `backline serve --auth`. Only hashes are kept here; a lost key can only be replaced."
+_HEADER = "Keys for `backline serve --auth`. This file has only their hashes: a lost key must be replaced."
 
 
 class _Moment(click.ParamType):
@@ -196,12 +196,14 @@ Examples:
     default=("*",),
     help="Limit the key to models whose names match, such as 'speech-*'; repeatable.",
 )
-@click.option("--expires", type=_Moment(), metavar="TIME", help="When it expires: 90d, 12h, or 2027-01-31.")
+@click.option(
+    "--expires", type=_Moment(), metavar="TIME", help="When the key expires: 90d, 12h, or 2027-01-31."
+)
 @click.option(
     "--rate",
     type=Number(0, min_open=True),
     metavar="NUMBER",
-    help="Requests per second; default: any number.",
+    help="Maximum number of requests per second; default: no limit.",
 )
 @click.option(
     "--burst",
@@ -209,12 +211,14 @@ Examples:
     metavar="NUMBER",
     help="Requests that may arrive at once after a pause; default: as many as --rate allows in one second.",
 )
-@click.option("--max-in-flight", type=WholeNumber(1), metavar="NUMBER", help="Requests in flight.")
+@click.option(
+    "--max-in-flight", type=WholeNumber(1), metavar="NUMBER", help="Maximum number of requests in flight."
+)
 @click.option(
     "--bytes-per-second",
     type=Number(0, min_open=True),
     metavar="NUMBER",
-    help="Bytes of request bodies per second.",
+    help="Maximum number of bytes of request bodies per second.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @file_option
@@ -360,7 +364,7 @@ Example:
 
 @click.command("generate", epilog=_GENERATE_EPILOG)
 def generate() -> None:
-    """Print a random key for BACKLINE_API_KEY or BACKLINE_ADMIN_KEY. No file changes."""
+    """Print a random key for BACKLINE_API_KEY or BACKLINE_ADMIN_KEY. No file is changed."""
     print(generate_key())
 
 

@@ -31,8 +31,8 @@ A server with keys is started with `backline serve --auth`; `backline keys creat
 def command(url: str, options: ClientOptions) -> None:
     """Ask for the API key of the server at URL, check it, and store it.
 
-    The key is stored in a file that only this user may read. All commands and `backline.connect` send it to
-    this server only, unless another key is passed to them.
+    The key is stored in a file that only this user may read. Commands and `backline.connect` then send it to
+    this server, and to no other, unless another key is passed to them.
     """
     address = server_address(url)
     if not (address.tls or address.unix or is_loopback(address.host)):

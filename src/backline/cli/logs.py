@@ -57,7 +57,7 @@ class LogEntry:
 
     def concerns(self, level: str, model: str) -> bool:
         """Returns whether the entry has at least the severity `level` and names `model`. An empty argument
-        matches every entry, and an entry of unknown severity has every severity.
+        matches every entry, and an entry of unknown severity matches every `level`.
         """
         severities = (*LEVELS, "critical")
         severe = not level or self.level not in severities
@@ -70,7 +70,12 @@ class LogEntry:
 @click.command(epilog=_EPILOG)
 @click.option("--follow", "-f", is_flag=True, help="Keep running, and show new entries.")
 @click.option(
-    "--lines", "-n", type=WholeNumber(0), default=50, show_default=True, help="Entries to start with."
+    "--lines",
+    "-n",
+    type=WholeNumber(0),
+    default=50,
+    show_default=True,
+    help="How many past entries to show.",
 )
 @click.option("--level", type=click.Choice(LEVELS), default="debug", help="The lowest severity to show.")
 @click.option("--model", default="", metavar="NAME", help="Only entries that name this model.")
@@ -83,7 +88,7 @@ class LogEntry:
 def command(
     url: str, options: ClientOptions, follow: bool, lines: int, level: str, model: str, file: Path | None
 ) -> None:
-    """Show the log of a server on this machine, with tracebacks kept together."""
+    """Show the log of a server on this machine. A traceback is shown or left out as a whole."""
     path = file or _found(run(_log_file(url, options)), url)
     with path.open(encoding="utf-8", errors="replace") as opened:
         shown = (entry for entry in entries(opened) if entry.concerns(level, model))

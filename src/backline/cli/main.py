@@ -93,7 +93,7 @@ def tritonserver() -> NoReturn:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line, from `sys.argv` if no arguments are given.
+    """Runs the command line `arguments`; if it is None, that in `sys.argv`. Always ends the process.
 
     Exit status: 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
     """
@@ -161,7 +161,7 @@ def _printable_lines(text: str) -> str:
 
 
 def _explain(error: click.ClickException) -> click.ClickException:
-    """Adds options with similar names as suggestions to an error about an unknown option."""
+    """Returns the error; if it is about an unknown option, one that suggests options with similar names."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
     known = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]

@@ -102,7 +102,7 @@ def _only(path: Path, config_name: str) -> FoundModel:
 
 
 def loaded_model(folder: ModelFolder, *, triton_defaults: bool = False) -> tuple[Model, tuple[str, ...]]:
-    """Loads and measures a model as a server does. Returns the model and the warnings that the load gave.
+    """Loads and measures a model as a server does. Returns the model and the warnings from the load.
 
     With `triton_defaults`, loads the model as `backline tritonserver` does. An ensemble is not loaded,
     because its configuration describes it completely. Raises BacklineError if the model cannot be served.
@@ -164,7 +164,7 @@ def _in_processes(*_: object) -> NoReturn:
 
 
 async def _served_model(folder: ModelFolder) -> Model:
-    """Returns a model that needs worker processes, after loading it in a temporary embedded server."""
+    """Returns a model that needs worker processes, after loading it in a temporary embedded engine."""
     from backline.embedded.embedded import Embedded
     from backline.lifecycle.options import LifecycleOptions
 
@@ -268,7 +268,7 @@ def _label_problems(found: FoundModel) -> list[str]:
 
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:
     """Adds an error to each ensemble that calls a missing model, or whose tensors do not fit a model that it
-    calls. Only models that were loaded have known tensors.
+    calls. The tensors of models that were not loaded are unknown, and are not checked.
     """
     from backline.lifecycle.composed import check_steps, composed_signature, unanswered_step
 

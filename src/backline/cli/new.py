@@ -115,10 +115,10 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InvalidArgument(
             f"'{name}' is not a usable model name: it is part of URLs,"
-            " so use letters, digits, '_', '-' and '.', and neither '-' nor '.' first"
+            " so use letters, digits, '_', '-' and '.', and do not start with '-' or '.'"
         )
     if path.exists():
-        raise AlreadyExists(f"'{path}' exists already; choose another name, or remove it")
+        raise AlreadyExists(f"'{path}' already exists; choose another name, or remove it")
     if any(not one.strip() for one in requires):
         raise InvalidArgument("--requires needs the name of a package, such as numpy or torch==2.9.1")
     files = dict(_files(template, name))
@@ -152,7 +152,7 @@ def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
 
 def _next(path: Path, name: str, template: Template) -> str:
     where = shlex.quote(str(path))
-    needs = f"\nIt needs:    pip install 'backline[{template.extra}]'" if template.extra else ""
+    needs = f"\nInstall:     pip install 'backline[{template.extra}]'" if template.extra else ""
     sent = f"\nSend a file: backline infer {name} --input {template.file}" if template.file else ""
     return f"""{needs}
 Serve it:    backline serve {where}

@@ -25,8 +25,8 @@ _OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
 #: The standard library also handles classes that define any of these methods, because such classes need
 #: different code.
 _SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
-#: Whether `==` compares the fields one by one, as since Python 3.13. Before, it compared tuples of them, in
-#: which a NaN equals itself.
+#: Whether `==` compares the fields one by one, as Python 3.13 and later do. Earlier versions compare tuples
+#: of the fields, in which a NaN equals itself.
 _ONE_BY_ONE: Final = sys.hexversion >= 0x030D0000
 #: The number of objects that are created without compiling `__init__`. Compiling it takes as long as creating
 #: about 30 objects without it.
@@ -107,7 +107,7 @@ class _Sample:
 
 _sample: Any = _Sample
 _SAMPLE_PARAMS: Final[Any] = _sample.__dataclass_params__
-#: The marker that distinguishes a field from other annotated attributes.
+#: The value by which the standard library marks a field, as opposed to a ClassVar or an InitVar.
 _A_FIELD: Final[Any] = _sample.__dataclass_fields__["field"]._field_type
 
 

@@ -39,7 +39,7 @@ _UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Makes imports in the `with` block quicker."""
+    """Makes imports in the `with` block faster."""
     finder = QuickFinder()
     quick = os.name == "posix" and sys.pycache_prefix is None and PathFinder in sys.meta_path
     if quick:
@@ -131,8 +131,8 @@ class _StandIn(ModuleType):
 
 @contextmanager
 def _without_unused() -> Iterator[None]:
-    """Keeps the modules in _UNUSED from being imported in the `with` block, unless other attributes of them
-    are needed.
+    """Replaces the modules in _UNUSED with stand-ins during the `with` block. A module is imported only if
+    code needs an attribute of it that its stand-in lacks.
     """
     stand_ins = {name: _StandIn(name) for name in _UNUSED if name not in sys.modules}
     for name, stand_in in stand_ins.items():
@@ -148,7 +148,8 @@ def _without_unused() -> Iterator[None]:
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Keeps numpy from starting threads for linear algebra when numpy is imported in the `with` block.
+    """Keeps numpy from starting threads for linear algebra when numpy is imported in the `with` block. Has no
+    effect if the environment already sets the number of threads.
 
     Nothing in this process uses these threads. OpenBLAS would start one thread per core, and each thread
     would spin for a while before it sleeps. On two cores, this takes a tenth of the CPU time of a start, and

@@ -68,7 +68,7 @@ Examples:
 @click.option(
     "--trust-pickle",
     is_flag=True,
-    help="Load a model that can execute code when loaded: a pickle, machine code.",
+    help="Load a model that can execute code when loaded: a pickle or machine code.",
 )
 @click.option(
     "--trust-skops-type",

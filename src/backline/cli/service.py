@@ -26,7 +26,7 @@ Description=Backline model server ({name})
 
 [Service]
 Type=notify
-# Relative paths in the command start from the folder in which it was installed.
+# The folder in which the service was installed. Relative paths in the command start here.
 WorkingDirectory={folder}
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
@@ -47,8 +47,8 @@ Examples:
   backline service status --user
   backline service uninstall --user
 
-Everything after -- is passed to `backline serve`. docs/deploy/systemd.md has the units of a service for the
-whole machine."""
+Everything after -- is passed to `backline serve`. docs/deploy/systemd.md has the units for a system-wide
+service."""
 
 
 @dataclass(frozen=True, slots=True)

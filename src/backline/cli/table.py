@@ -16,7 +16,7 @@ _LONGEST_VALUE = 60
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Prints a table, in plain lines if it is too wide for the terminal. Columns in `right` are
+    """Prints a table, as plain lines if stdout is not a terminal or is too narrow. Columns in `right` are
     right-aligned.
     """
     if sys.stdout.isatty() and _fits(columns, rows):

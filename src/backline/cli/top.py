@@ -45,7 +45,7 @@ Examples:
   backline top --interval 5 --url http://server:8000
   backline top --once --json
 
-Times are in ms, over the last interval. Over gRPC, or without the scope `metrics`, p99 and the number of
+Times are in ms, and cover the last interval. Over gRPC, or without the scope `metrics`, p99 and the number of
 waiting requests are unknown."""
 #: Identifies a model version, by the model's name and the version.
 Key = tuple[str, str]
@@ -66,7 +66,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class VersionActivity:
-    """The activity of a model version between two readings. Times are in milliseconds; None if unknown."""
+    """The activity of a model version between two readings. Times are in milliseconds; None if unknown.
+    `batch` is the mean number of items per run, and `waiting` is the number of queued requests.
+    """
 
     model: str
     version: str
@@ -108,7 +110,7 @@ class VersionActivity:
 @click.option(
     "--once",
     is_flag=True,
-    help="Print one table and exit. The default unless on a terminal or with --json.",
+    help="Print one table and exit. The default if stdout is not a terminal and --json is not given.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines, one for each interval.")
 @connection_options
@@ -149,7 +151,9 @@ async def _read(client: AsyncClient, options: ClientOptions) -> Reading:
 
 
 def with_metrics(reading: Reading, page: str) -> Reading:
-    """Returns the reading, with the latencies and queue lengths from a metrics page added."""
+    """Returns the reading, with the latencies and queue lengths from a metrics page added. Returns the
+    reading unchanged if the page cannot be parsed.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     latencies: dict[Key, dict[float, float]] = {}

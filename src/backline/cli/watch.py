@@ -35,7 +35,10 @@ Requests are traced only while somebody watches, and at most twenty per second.
 
 @click.command(epilog=_EPILOG)
 @click.option(
-    "--model", default="", metavar="NAME", help="Only requests to this model, and requests that call it."
+    "--model",
+    default="",
+    metavar="NAME",
+    help="Only requests to this model, or to models that call it.",
 )
 @click.option("--failed", is_flag=True, help="Only requests that failed.")
 @click.option("--count", type=WholeNumber(0), default=0, help="Stop after this many requests; 0: never stop.")

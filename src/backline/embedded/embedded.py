@@ -54,7 +54,8 @@ class Embedded:
         """`repositories` are paths or URLs, as for `backline serve`.
 
         `models` are the models to load at start, "*" for all; the program can load and unload models later.
-        Without `models`, the `options` decide what is loaded; without both, all models are loaded.
+        Without `models`, the `options` decide what is loaded; without both, all models are loaded. If
+        `config_name` is set, a file configs/<config_name>.pbtxt in a model's folder is its configuration.
         `model_name` is the name of the model if there is one repository with one model. With `exit_on_error`,
         `start` raises an error if a model fails to load. Raises BacklineError if a location or the stored
         state is invalid.
@@ -68,8 +69,8 @@ class Embedded:
             repositories = (repositories,)
         elif not isinstance(repositories, Sequence):
             raise InvalidArgument(
-                "Embedded takes the path or URL of a repository, or a list of them, and not an object of type"
-                f" {type(repositories).__name__}: backline.serve serves an object of the program"
+                "Embedded takes the path or URL of a repository, or a list of them, not an object of type"
+                f" {type(repositories).__name__}: to serve a Python object, call backline.serve"
             )
         if models is None and options is None:
             models = (ALL_MODELS,)
@@ -113,7 +114,9 @@ class Embedded:
 
     @property
     def poll(self) -> BusyPoll:
-        """The busy poll of the event loop. Polling is off until the owner of the loop allows it."""
+        """The busy poll of the event loop, which polls for requests before the loop sleeps. It is off until
+        the owner of the loop allows it.
+        """
         return self._lifecycle.poll
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:

@@ -1,7 +1,7 @@
 """An engine inside a serverless function. The platform calls the function once for each request.
 
-Requests go through the dialects as in a server, but no socket is open. The HTTP routes of a server exist,
-except those for metrics, for recording and for the page of the console.
+Requests go through the dialects as in a server, but no socket is open. All HTTP routes of a server exist,
+except those for metrics, for recording and for the web page of the console.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CollectedStream(ResponseStream):
     async def send(self, chunk: Buffer) -> None:
         if not self.send_now(chunk):
             if not self._request.response.done():
-                text = f'{{"error":"the stream exceeds {_MAX_STREAM >> 20} MiB, the limit of a function"}}'
+                text = f'{{"error":"the stream exceeds {_MAX_STREAM >> 20} MiB, the limit for a function"}}'
                 self._request.respond(500, [(b"content-type", b"application/json")], [text.encode()])
             raise ConnectionResetError
 
@@ -101,7 +101,10 @@ class CollectedStream(ResponseStream):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The engine on a background event loop, with its routes. Created when the models have been loaded."""
+    """The engine on a background event loop, with its routes. Created when the models have been loaded.
+
+    `process` is the id of the process that loaded the models, and `seconds` is how long that took.
+    """
 
     process: int
     loop: BackgroundLoop
@@ -120,9 +123,9 @@ class Function:
     The first request loads the models, because Google's framework forks after it has imported the module.
     Call `load` to load the models earlier.
 
-    Callers may run and describe models. If environment variables define keys (docs/security.md), each caller
-    needs one of these keys. Only a caller with BACKLINE_ADMIN_KEY may change what is served, as far as the
-    options permit changes.
+    Callers may run models and read their metadata. If environment variables define keys (docs/security.md),
+    each caller needs one of these keys. Only a caller with BACKLINE_ADMIN_KEY may change what is served, as
+    far as the options permit changes.
     """
 
     def __init__(
@@ -205,7 +208,9 @@ class Function:
         }
 
     def google(self, request: Any) -> tuple[bytes, int, dict[str, str]]:
-        """Responds to a request from Google Cloud Run functions. The request is a Flask request."""
+        """Responds to a Flask request, as Google Cloud Run functions pass it. Returns the body, the status
+        and the header fields.
+        """
         raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
         path = raw.partition("?")[0] if raw.startswith("/") else quote(request.path, safe=_PATH)
         query = request.query_string.decode("latin-1")
@@ -259,8 +264,8 @@ def _aws_route(event: Mapping[str, Any]) -> tuple[str, str, str]:
         query = event.get("multiValueQueryStringParameters") or event.get("queryStringParameters") or {}
         return event["httpMethod"], quote(event["path"], safe=_PATH), urlencode(query, doseq=True)
     raise InvalidArgument(
-        "the event carries no HTTP request: expected one from a function URL, API Gateway or load balancer,"
-        f" got the fields {', '.join(sorted(map(str, event))) or 'of none'}"
+        "the event carries no HTTP request: expected an event from a function URL, an API Gateway or a load"
+        f" balancer, got one with these fields: {', '.join(sorted(map(str, event))) or '(none)'}"
     )
 
 

@@ -52,7 +52,7 @@ def _whole(text: str) -> int:
     return number
 
 
-#: The function that reads the value of each option. Other fields of LifecycleOptions cannot be set in a URL.
+#: The fields of LifecycleOptions that a URL can set, each with the function that parses its value.
 _READ: Mapping[str, Callable[[str], Any]] = {
     "namespacing": _boolean,
     "complete_configs": _boolean,
@@ -210,7 +210,7 @@ class InprocControl(ModelControl):
         control = self._engine.control
         if control is None:
             raise Unsupported(
-                "the models of this engine cannot be listed or changed: the engine was not filled from a"
+                "the models of this engine cannot be loaded, unloaded or labelled: they do not come from a"
                 " repository"
             )
         return control

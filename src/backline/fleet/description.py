@@ -1,4 +1,4 @@
-"""Asks other servers to describe a model that they serve, and notices when they change it."""
+"""Asks other servers to describe a model that they serve, and notices when their description changes."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class DescriptionWatch:
 
     def begin(self, describe: Callable[[], Awaitable[Description]], on_changed: Callable[[], None]) -> None:
         """Starts to watch. `describe` asks the servers, and `on_changed` is called after each check that
-        finds a different description. Both are called on the event loop that calls this method.
+        finds a different description. Both are called on the event loop that handles the requests.
         """
         self._describe, self._on_changed = describe, on_changed
         self._resting = True

@@ -240,8 +240,8 @@ class RemoteInstance:
 
 
 def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
-    """Returns the caller's parameters. Restores the priority and the sequence, which this server removed when
-    it read the request.
+    """Returns the caller's parameters, or None if there are none. Restores the priority and the sequence,
+    which this server removed when it read the request.
     """
     if not request.parameters and not request.priority and request.sequence is None:
         return None
@@ -255,7 +255,9 @@ def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
 
 
 def _fields(ticket: Ticket) -> tuple[tuple[str, str], ...]:
-    """Returns the header fields that only this request has."""
+    """Returns the header fields that differ from request to request: those of the trace, and the ids of the
+    remote models that have forwarded the request.
+    """
     via, trace = ticket.request.via, ticket.trace
     fields = () if trace is None else _trace_fields(trace.context)
     return (*fields, *route_fields(via).items())

@@ -27,13 +27,13 @@ _valid = re.compile(rb"[0-9a-f, ]{1,1024}").fullmatch
 
 
 def new_id() -> bytes:
-    """Returns an id for a remote model."""
+    """Returns a random id for a remote model: 16 hexadecimal digits."""
     return os.urandom(8).hex().encode()
 
 
 def keep_route(request: InferRequest, fields: Mapping[bytes, bytes]) -> None:
-    """Adds the ids in the header fields or metadata of a request to the request, which must be new: nothing
-    else may refer to it.
+    """Copies the ids in a request's header fields or metadata (`fields`) into `request`. The request must be
+    new: nothing else may refer to it.
     """
     via = fields.get(VIA)
     if via is not None:

@@ -33,7 +33,8 @@ _GRANTED = OUR_STREAM_WINDOW - _OWED
 class ResponseHead:
     """The contents of a response's header block.
 
-    `code` is the gRPC status; None unless the block ends the call.
+    `code` is the gRPC status; None unless the block ends the call. `retry_after` is in seconds; None if the
+    other side does not say when to retry.
     """
 
     __slots__ = ("code", "message", "retry_after", "status")
@@ -72,6 +73,7 @@ class RpcCall:
     """A call with one response message. `on_end` is called once, with the response or the error.
 
     `parts` is the request message, split into buffers of bytes. `header` is the header block of the request.
+    `timeout` is in seconds.
     """
 
     __slots__ = (
@@ -112,12 +114,12 @@ class RpcCall:
         self.parts = parts
         self.size = sum(map(len, parts))
         self.timeout = timeout
-        #: Whether the call has ended, on this side or on the other. `Deadlines` reads both attributes.
+        #: Both are true once the call has ended. `Deadlines` reads both of them.
         self.closed = self.answered = False
         #: The number of times that the call was sent on a connection that then closed, or refused the call,
         #: without handling it.
         self.attempts = 0
-        #: The calls that wait for a connection, if this call is one of them.
+        #: The calls that wait for a connection, if this call is among them.
         self.queue: dict[RpcCall, None] | None = None
         self.restart()
 
@@ -130,8 +132,8 @@ class RpcCall:
         self.pending_bytes = 0
         #: The number of bytes that the other side may still send on this call.
         self.window_in = OUR_STREAM_WINDOW
-        #: The number of bytes that this side may still send on this call, minus the connection's initial
-        #: window size.
+        #: The number of bytes that this side may still send on this call, minus the initial window size that
+        #: the other side has set for all calls of the connection.
         self.window_out = 0
         self._message: Buffer | None = None
         self._assembler: MessageAssembler | None = None

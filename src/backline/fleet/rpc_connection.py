@@ -390,7 +390,8 @@ class RpcConnection(asyncio.Protocol):
             at = end
             if self._block is not None and kind != frames.CONTINUATION:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "another frame interrupts a header block")
-            # 0x2C is END_HEADERS, PADDED and PRIORITY: the payload is exactly one whole block.
+            # 0x2C stands for END_HEADERS, PADDED and PRIORITY. With only the first of these flags, the
+            # payload is exactly one whole block.
             if kind == frames.HEADERS and flags & 0x2C == frames.END_HEADERS:
                 block = data[begin:end]
                 self._head(number, known.get(block) or self._blocks.response(block), flags)

@@ -189,8 +189,8 @@ class RpcTransport(GrpcRequests):
             call.fail(Unavailable(f"{self._url} accepts no calls: it is stopping, or overloaded"))
 
     def _has_room(self, changed: RpcConnection) -> None:
-        """Starts as many waiting calls as the connections have room for. Called when a connection has
-        changed.
+        """Starts as many waiting calls as the connections accept. Called when the connection `changed` can
+        take another call, and when it stops taking calls.
         """
         waiting = self._waiting
         if changed.usable:

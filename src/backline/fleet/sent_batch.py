@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: call would take longer than a separate call.
 _LARGEST_SHARED = 64 * 1024
 #: Errors that a single request in a shared call may have caused. After such an error, each request of the
-#: call is sent again alone.
+#: call is sent again alone, if the model is idempotent.
 _ABOUT_REQUESTS = (InvalidArgument, PayloadTooLarge, Internal)
 _ENDED = Batch([], 0, 0)
 

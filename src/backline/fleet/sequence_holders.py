@@ -1,4 +1,4 @@
-"""Remembers which caller began each sequence that other servers run, and which server runs it."""
+"""Remembers, for each sequence that other servers run, which caller began it and which server runs it."""
 
 from __future__ import annotations
 

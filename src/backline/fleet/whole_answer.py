@@ -41,7 +41,7 @@ class WholeAnswer:
             trailers << 8 | frames.HEADERS,
             frames.END_HEADERS | frames.END_STREAM,
         )
-        #: The sizes of the payload of the DATA frame, and of the three frames together.
+        #: The sizes, in bytes, of the payload of the DATA frame, and of the three frames together.
         self.length = length
         self.size = layout.size
 
@@ -51,7 +51,7 @@ class WholeAnswer:
         """Returns the message in `data`, which must have `size` bytes, if `data` is a successful response on
         stream `number`. Returns None if `data` may be anything else.
 
-        `known` returns the contents of header blocks that the connection has decoded before.
+        `known` returns the contents of a header block that the connection has decoded before, otherwise None.
         """
         (
             word1, flags1, number1, block1,
@@ -73,8 +73,8 @@ class WholeAnswer:
 
 
 def sizes_in(data: bytes) -> WholeAnswer | None:
-    """Returns the sizes of the frames in `data`; None if `data` is not exactly three frames, of which the
-    second is large enough for a message.
+    """Returns the sizes of the frames in `data`. Returns None if `data` has more than _LARGEST bytes, or is
+    not exactly three frames, of which the second is large enough for a message.
     """
     lengths: list[int] = []
     at = 0

@@ -48,7 +48,7 @@ class Controller:
         self._specs = {spec.digest: spec for spec in specs}
         self._least, self._most = least, most
         self._members: list[ReplicaMember] = []
-        #: Whether the controller has found the replicas that existed before it started.
+        #: Set once the controller has found the replicas that existed before it started.
         self._looked = asyncio.Event()
         #: Replicas that are being stopped.
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -65,7 +65,7 @@ class Controller:
         )
 
     async def models(self) -> Sequence[tuple[str, str]]:
-        """Returns the name and version of each model version that is ready in any replica, sorted."""
+        """Returns the name and version of each model version that at least one replica has ready, sorted."""
         await self._looked.wait()
         return sorted(
             {model for one in self._serving() if one.state is not None for model in one.state.models}
@@ -180,7 +180,7 @@ class Controller:
             except ValueError:  # the replica has ended
                 return
             except ray.exceptions.RayError as error:
-                # If this gave up, the replica would occupy resources of the cluster without ever getting
-                # requests again.
+                # If the controller gave up, the replica would occupy resources of the cluster without ever
+                # getting requests again.
                 log.warning("the replica %s could not be stopped; trying again: %s", name, error)
             await asyncio.sleep(_LOOK)

@@ -54,7 +54,7 @@ class Deployment:
         return replica_urls(self.name, model)
 
     def models(self) -> Sequence[tuple[str, str]]:
-        """Returns the name and version of each model version that is ready in any replica, sorted."""
+        """Returns the name and version of each model version that at least one replica has ready, sorted."""
         models: Sequence[tuple[str, str]] = self._ask("models")
         return models
 
@@ -82,7 +82,8 @@ class Deployment:
 
     def delete(self) -> None:
         """Stops each replica as soon as it has completed its requests, but after 35 seconds at the latest.
-        Finally stops the controller, and the actor that keeps the states of sequences.
+        Finally stops the controller, and the actor that keeps the states of sequences. Raises ValueError if
+        there is no such deployment.
         """
         ray = require_ray()
         controller = ray.get_actor(controller_name(self.name), namespace=NAMESPACE)
@@ -91,6 +92,9 @@ class Deployment:
             _end_actor(name)
 
     def _ask(self, method: str) -> Any:
+        """Returns the result of a method of the controller. Raises ValueError if there is no such deployment,
+        and RayError if the controller does not respond within _TIMEOUT seconds.
+        """
         ray = require_ray()
         controller = ray.get_actor(controller_name(self.name), namespace=NAMESPACE)
         return ray.get(getattr(controller, method).remote(), timeout=_TIMEOUT)
@@ -130,7 +134,7 @@ def deployment(
     """
     most = replicas if max_replicas is None else max_replicas
     if not repositories:
-        raise InvalidArgument("no repository was given: deployment('s3://bucket/models')")
+        raise InvalidArgument("no repository was given: expected one, as in deployment('s3://bucket/models')")
     if not 1 <= replicas <= most:
         raise InvalidArgument(
             f"replicas is {replicas} and max_replicas {most}: expected at least 1, and max_replicas not below"
@@ -191,7 +195,7 @@ def divided(spec: ReplicaSpec) -> tuple[ReplicaSpec, ...]:
     if chosen or lifecycle.mode == "poll" or lifecycle.namespacing or spec.options.model_name:
         raise InvalidArgument(
             "with shards, each replica loads certain models by their names in the repositories: leave out"
-            " --model-control-mode, --model-namespacing and --model-name, or the shards"
+            " --model-control-mode, --model-namespacing and --model-name, or deploy without shards"
         )
     room: dict[str, float] = {"num_cpus": 1.0}
     room |= {name: spec.actor_options[name] for name in AMOUNTS if name in spec.actor_options}

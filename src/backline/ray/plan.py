@@ -11,8 +11,8 @@ from backline.ray.spec import ReplicaState
 
 @dataclass(frozen=True, slots=True)
 class ShardTarget:
-    """The number of replicas that should run with a specification. `models` are the models of a shard; None
-    means all models.
+    """The number of replicas that should run with a specification, which `digest` identifies. `models` are
+    the models of a shard; None means all models.
     """
 
     digest: str
@@ -42,7 +42,7 @@ class ReplicaMember:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The specifications of the replicas to start, and the names of the replicas to stop."""
+    """The digests of the specifications of replicas to start, and the names of the replicas to stop."""
 
     start: tuple[str, ...]
     stop: tuple[str, ...]

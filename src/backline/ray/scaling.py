@@ -43,11 +43,11 @@ def read_signal(server: str, headers: Mapping[str, str] | None = None) -> Scalin
         with urllib.request.urlopen(request, timeout=_SIGNAL_TIMEOUT) as page:
             text = page.read()
     except http.client.HTTPException as error:
-        raise OSError(f"the response of {server} is not complete, or not HTTP: {error!r}") from None
+        raise OSError(f"the response of {server} is incomplete, or is not HTTP: {error!r}") from None
     found = {name.decode(): float(value) for name, value in _METRIC.findall(text)}
     numbers = [found.get(name, math.nan) for name in ("backline_utilisation", "backline_desired_replicas")]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError("the page has no metrics for autoscalers, or a metric is not a finite number")
+        raise ValueError("/metrics has no metrics for autoscalers, or one of them is not a finite number")
     return ScalingSignal(*numbers)
 
 
@@ -117,9 +117,9 @@ class ServeScaler:
     def step(self) -> int:
         """Adjusts the number of replicas once, and returns the new number.
 
-        Raises Unavailable if Ray or all servers do not respond or a host name is unknown, InvalidArgument if
-        Ray Serve has no such deployment or does not permit external scaling, and PermissionDenied if Ray
-        refuses the token.
+        Raises Unavailable if Ray does not respond, if no server reports its load, or if a host name is
+        unknown; InvalidArgument if Ray Serve has no such deployment or does not permit external scaling; and
+        PermissionDenied if Ray refuses the token.
         """
         signals: list[ScalingSignal] = []
         addresses = asyncio.run(_resolve_all(self.servers))
@@ -185,7 +185,7 @@ class ServeScaler:
                 raise PermissionDenied(
                     f"Ray at {self.dashboard} refuses the token: pass token, or set RAY_AUTH_TOKEN ({reason})"
                 ) from None
-            raise Unavailable(f"Ray at {self.dashboard} answers {error.code}: {reason}") from None
+            raise Unavailable(f"Ray at {self.dashboard} answered {error.code}: {reason}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise Unavailable(
                 f"Ray's dashboard at {self.dashboard} does not respond: {error}. Is the address right?"

@@ -36,7 +36,7 @@ class ReplicaSpec:
 
     @property
     def digest(self) -> str:
-        """A short hash that differs between specifications."""
+        """A hash that differs between specifications: ten hexadecimal digits."""
         parts = (
             self.options,
             sorted((name, repr(value)) for name, value in self.actor_options.items()),
@@ -51,8 +51,8 @@ def replica_options(options: ServerOptions) -> ServerOptions:
     """Returns the options of replicas, derived from those of the server in front. Paths become absolute.
 
     The options for TLS, shared memory, restricted APIs, forwarded header fields and the exit after a failed
-    load are left out, because they concern only the server in front. A trace file is left out, because all
-    replicas on a node would write to it.
+    load are left out, because they concern only the server in front. If traces go to a file, the options for
+    traces are left out, because all replicas on a node would write to this file.
 
     Raises InvalidArgument if labels cannot be stored where the options say, or no model would be served.
     """
@@ -89,9 +89,9 @@ def replica_options(options: ServerOptions) -> ServerOptions:
 
 
 def shared_labels(options: ServerOptions) -> str:
-    """Returns a value for `LifecycleOptions.labels` with which a server with another repository or working
-    directory stores labels in the same place; "" if the options name no place. Raises InvalidArgument if
-    labels cannot be stored there.
+    """Returns a value for `LifecycleOptions.labels` that makes servers store labels in the same place even if
+    their repositories or working directories differ; "" if the options name no place. Raises InvalidArgument
+    if labels cannot be stored there.
     """
     if not options.lifecycle.labels:
         return ""
@@ -101,7 +101,7 @@ def shared_labels(options: ServerOptions) -> str:
 
 
 def _everywhere(repository: str | Path) -> str:
-    """Returns a repository as a URL or an absolute path, which every node of a cluster can resolve."""
+    """Returns a repository as a URL or an absolute path, which does not depend on the working directory."""
     path = Path(repository)
     return str(path.absolute()) if path.exists() else str(repository)
 

@@ -36,8 +36,8 @@ class StateKeeper:
 class RayStateStore:
     """A StateStore that keeps its states in a StateKeeper.
 
-    If this actor ends, Ray restarts the actor without states. Each sequence then stores its state again with
-    its next request.
+    If the actor ends, Ray restarts it without states. Each sequence then stores its state again with its next
+    request.
     """
 
     def __init__(self, keeper: str) -> None:
@@ -88,8 +88,10 @@ class RayStateStore:
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
             if isinstance(error, ray.exceptions.ActorDiedError):  # a new actor may have the name by now
                 self._find_again()
-            reason = str(error).strip().partition("\n")[0] or f"no answer within {_TIMEOUT:g} s"
-            raise Unavailable(f"the actor '{self._keeper}' with the states of sequences: {reason}") from None
+            reason = str(error).strip().partition("\n")[0] or f"no response within {_TIMEOUT:g} s"
+            raise Unavailable(
+                f"the states of sequences, in the actor '{self._keeper}', are unavailable: {reason}"
+            ) from None
 
     def _find_again(self) -> None:
         """Looks up the actor again, on a thread, for the calls that follow."""

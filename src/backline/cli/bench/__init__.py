@@ -103,9 +103,11 @@ was due."""
     "--html",
     "html_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write an HTML page with plot and table.",
+    help="Write an HTML page with the plot and the table.",
 )
-@click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot.")
+@click.option(
+    "--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot as an image."
+)
 @connection_options
 def command(
     url: str,

@@ -31,7 +31,7 @@ class LoadResult:
 
     `latencies` (of successful requests) and `lateness` are in nanoseconds. `lateness` is how late an open
     loop sent each request; the latency of the request includes this time. `seconds` is the time from the
-    start of the step until the last response.
+    start of the step until the last response. `fell_behind` says whether an open loop ended early.
     """
 
     seconds: float = 0.0
@@ -188,8 +188,9 @@ class ServerShare:
 
 @dataclass(frozen=True, slots=True)
 class BenchStep:
-    """The results at one concurrency or request rate.
+    """The results at one concurrency or request rate. Fields that end with `_us` are in microseconds.
 
+    `answered` is the number of successful requests, and `throughput` is their number per second.
     `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to latencies in microseconds, or to None if no
     request succeeded.
     """

@@ -82,27 +82,27 @@ class BenchReport:
         busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]
         if busy and not embedded and self.kind == "concurrency":
             notes.append(
-                f"At {self.kind} {', '.join(busy)} the load generator used a full core: the server may be"
-                " faster."
+                f"At {self.kind} {', '.join(busy)}, the load generator used almost a full core: the server"
+                " may be faster."
             )
         late = [
             step.label for step in self.steps if step.late_p99_us is not None and step.late_p99_us > LATE_US
         ]
         if late:
             notes.append(
-                f"At rate {', '.join(late)} requests were sent more than 1 ms late (p99);"
+                f"At rate {', '.join(late)}, requests were sent more than 1 ms late (p99);"
                 " latencies count from when they were due."
             )
         slow = [step.label for step in self.steps if step.fell_behind]
         if slow:
             notes.append(
-                f"At rate {', '.join(slow)} the server did not keep up: too many requests were waiting,"
+                f"At rate {', '.join(slow)}, the server did not keep up: too many requests were waiting,"
                 " so the step ended early."
             )
         cached = [step.label for step in self.steps if step.server is not None and step.server.cached]
         if cached:
             notes.append(
-                f"At {self.kind} {', '.join(cached)} responses came from the response cache:"
+                f"At {self.kind} {', '.join(cached)}, responses came from the response cache:"
                 " to measure the model, use a server without --cache-config."
             )
         if embedded:

@@ -69,7 +69,8 @@ def ports(exposure: Exposure) -> Iterator[Finding]:
     for port in taken:
         yield error(
             f"Port {port.number} of {port.host} is in use",
-            "The server does not start. If it runs already, this is its own port: give its URL to check it.",
+            "The server does not start. If it is already running, this is its own port: to check it, pass its"
+            " URL.",
             f"Stop the other program ('ss -ltnp | grep :{port.number}' names it), or choose another port with"
             f" {port.option}.",
         )
@@ -112,7 +113,7 @@ def plain_keys(exposure: Exposure) -> Iterator[Finding]:
         yield warning(
             f"Keys travel unencrypted to {exposure.where}",
             "Anyone on the network path can read and use them.",
-            "Serve over TLS (--ssl-certificate and --ssl-key), or behind a proxy that does.",
+            "Serve over TLS (--ssl-certificate and --ssl-key), or behind a proxy that terminates TLS.",
         )
     else:
         yield ok("No key travels unencrypted between machines")
@@ -137,7 +138,7 @@ def trusted_code(exposure: Exposure) -> Iterator[Finding]:
             else "Copy the models to a folder that you control.",
         )
     if not given:
-        yield ok("Files that can execute code are not trusted for all models")
+        yield ok("Neither --trust-pickle nor --trust-remote-code is set")
 
 
 ADDRESSES: Mapping[str, Callable[[Exposure], Iterator[Finding]]] = {

@@ -1,4 +1,4 @@
-"""Checks the server's own files: its folders, keys, certificates, and what crashes left in its caches."""
+"""Checks the server's own files: its folders, keys and certificates, and leftovers in its caches."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _MUCH = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ServerPath:
-    """A file or folder of the server. `mode` is its permissions; None if it does not exist. `free` is the
-    number of free bytes on its disk.
+    """A file or folder of the server. `what` describes it in findings. `mode` is its permissions; None if it
+    does not exist. `free` is the number of free bytes on its disk.
     """
 
     what: str
@@ -95,7 +95,7 @@ def folder_permissions(files: ServerFiles) -> Iterator[Finding]:
             Repair("permit", place.path, (place.mode or 0) & ~stat.S_IWOTH),
         )
     if not open_ones:
-        yield ok("Only the server's user writes to its folders")
+        yield ok("Not every user of this machine may write to the server's folders")
 
 
 def disk_space(files: ServerFiles) -> Iterator[Finding]:
@@ -194,7 +194,7 @@ def certificate(files: ServerFiles) -> Iterator[Finding]:
         yield ok("No certificate is configured")
     elif end is None:
         yield note(
-            f"It is not known when the certificate '{files.certificate}' expires",
+            f"The expiry date of the certificate '{files.certificate}' is unknown",
             "Clients refuse to connect if the certificate has expired, or is not valid yet.",
             f"Look at its dates: openssl x509 -noout -dates -in '{files.certificate}'",
         )
@@ -370,7 +370,7 @@ def certificate_end(files: TlsFiles) -> float | None:
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """Yields those partial downloads in a folder that are too old to be still in progress."""
+    """Yields those partial downloads in a folder that are too old to still be in progress."""
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
             if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:

@@ -20,7 +20,7 @@ class Severity(StrEnum):
     OK = "ok"
     #: Something is worth knowing, but may be intended.
     NOTE = "note"
-    #: The server works, but slower, less safely or less reliably than it could.
+    #: The server works, but more slowly, less safely or less reliably than it could.
     WARNING = "warning"
     #: Something does not work, or anyone may change what the server serves.
     ERROR = "error"

@@ -72,8 +72,8 @@ def cores(machine: Machine) -> Iterator[Finding]:
     elif quota < 1:
         yield warning(
             f"The container's quota is {quota:g} cores",
-            "The kernel stops the whole server for the rest of each period of 0.1 s once the quota is used"
-            " up. Requests then wait that long.",
+            "Once the quota is used up, the kernel stops the whole server for the rest of each period of"
+            " 0.1 s. Requests then wait for the next period.",
             "Give the container at least one core (docker --cpus 1, or resources.limits.cpu in Kubernetes).",
         )
     else:
@@ -88,9 +88,10 @@ def cores(machine: Machine) -> Iterator[Finding]:
 def throttling(machine: Machine) -> Iterator[Finding]:
     if machine.throttled > _THROTTLED:
         yield warning(
-            f"The kernel stopped this container in {machine.throttled:.0%} of the periods so far",
+            f"The kernel stopped this container in {machine.throttled:.0%} of its scheduling periods so far",
             "Requests in flight wait up to 0.1 s each time, which shows in p99.",
-            "Raise the container's CPU limit, or remove it and keep only the request.",
+            "Raise the container's CPU limit. In Kubernetes, you can also remove it and keep only"
+            " resources.requests.cpu.",
         )
     else:
         yield ok("The container is not throttled")
@@ -149,11 +150,11 @@ def memory(machine: Machine) -> Iterator[Finding]:
 def memory_limit(machine: Machine) -> Iterator[Finding]:
     limit = machine.memory_limit
     if limit is None or limit >= machine.memory_total:
-        yield ok("No memory limit below the memory of the machine")
+        yield ok("There is no memory limit below the memory of the machine")
     elif machine.memory_used > 0.9 * limit:
         yield error(
             f"The container uses {format_bytes(machine.memory_used)} of its limit of {format_bytes(limit)}",
-            "The kernel kills the server, or a worker, at the next load or large request.",
+            "The next load or large request may make the kernel kill the server or a worker.",
             "Raise the limit, or serve with --memory-budget set to about 80 % of it.",
         )
     else:
@@ -166,8 +167,8 @@ def open_files(machine: Machine) -> Iterator[Finding]:
     if 0 <= hard < needed:
         yield warning(
             f"This process may have at most {hard:,} open files",
-            f"Each connection needs one. The server then accepts fewer than the {machine.max_connections:,}"
-            " connections of --max-connections.",
+            f"Each connection needs one. The server then accepts fewer connections than the"
+            f" {machine.max_connections:,} that --max-connections allows.",
             f"Raise the hard limit: ulimit -Hn {needed}, LimitNOFILE={needed} in a systemd unit, or"
             f" docker --ulimit nofile={needed}.",
         )

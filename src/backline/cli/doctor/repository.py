@@ -58,7 +58,7 @@ class DescribedModel:
     pointers: tuple[str, ...] = ()
     #: Files that can execute code when they are loaded, and that the options do not trust.
     pickles: tuple[str, ...] = ()
-    #: Whether the model's packages must be installed into an environment of its own.
+    #: Whether the model lists packages that must be installed into an environment.
     needs_environment: bool = False
 
 
@@ -93,7 +93,7 @@ def empty(found: Repositories) -> Iterator[Finding]:
     if not found.models and not found.problems:
         yield warning(
             f"There are no models in {', '.join(found.locations)}",
-            "The server starts, and every request gets 404.",
+            "The server starts, but requests to any model get 404.",
             "A repository has <model>/<version>/<file>, such as add1/1/model.onnx. 'backline new' creates a"
             " model to start from.",
         )
@@ -178,8 +178,8 @@ def gpus(found: Repositories) -> Iterator[Finding]:
     ]
     if wanting and not found.gpu:
         yield warning(
-            f"this machine has no GPU, and these models ask for one: {', '.join(wanting)}",
-            "They run on the CPU, much slower, or are refused with --strict-devices.",
+            f"This machine has no GPU, and these models ask for one: {', '.join(wanting)}",
+            "They run on the CPU, which is much slower, or do not load if --strict-devices is set.",
             "Set `kind: KIND_CPU` in instance_group, or use a machine with a GPU.",
         )
     else:
@@ -220,7 +220,7 @@ def batching(found: Repositories) -> Iterator[Finding]:
                 f"{model.name}: dynamic_batching is set, but max_batch_size is 0",
                 "Every request runs alone.",
                 "Remove max_batch_size, so that the server finds out whether the model can be batched, or set"
-                " it.",
+                " it to at least 1.",
             )
         if config.max_queue_delay_us >= _LONG_DELAY_US:
             wrong = True
@@ -275,7 +275,7 @@ def sizes(found: Repositories) -> Iterator[Finding]:
     if not large and total > found.memory_available:
         yield warning(
             f"All models together have files of {format_bytes(total)}, more than the free memory",
-            "They do not fit at the same time.",
+            "They do not all fit into memory at the same time.",
             "Set --memory-budget, so that idle models are unloaded to make room for others.",
         )
     elif not large and found.models:

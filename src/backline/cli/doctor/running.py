@@ -67,7 +67,7 @@ class ServerFacts:
     #: The number of seconds by which the clock of the server is ahead of the clock of this machine; None if
     #: unknown.
     skew: float | None = None
-    #: When the server's certificate expires, and the current time, in seconds since 1970.
+    #: When the server's certificate expires (None if unknown), and the current time, in seconds since 1970.
     certificate_expires: float | None = None
     now: float = 0.0
     #: The scopes of callers without a key, if other machines can reach the address. Empty if the server does
@@ -124,7 +124,8 @@ def clocks(server: ServerFacts) -> Iterator[Finding]:
         yield warning(
             f"The server's clock is {abs(server.skew):.0f} s {'ahead of' if server.skew > 0 else 'behind'}"
             " this machine's",
-            "Tokens and certificates seem expired, or not valid yet, and traces of both sides disagree.",
+            "Tokens and certificates may seem expired or not valid yet, and times in the traces of the two"
+            " sides disagree.",
             "Set both clocks with NTP (timedatectl set-ntp true).",
         )
     else:
@@ -167,7 +168,7 @@ def readiness(server: ServerFacts) -> Iterator[Finding]:
         seconds = "" if entry.progress is None else f" for {entry.progress.seconds:.0f} s"
         yield note(
             f"{_version(entry.name, entry.version)} is loading{seconds}",
-            "The server is not ready until it is done.",
+            "Requests to it wait or fail until it has loaded.",
             f"Watch it: backline models load {entry.name}",
         )
     if not failed and not loading:
@@ -197,10 +198,11 @@ def slow_loads(server: ServerFacts) -> Iterator[Finding]:
         if seconds > _SLOW_LOAD:
             yield warning(
                 f"{_version(name, version)} took {seconds:.0f} s to load",
-                "A restart, or a new version, takes at least that long. Requests that wait for the load may"
-                " time out.",
+                "A restart, or the load of a new version, takes about as long. Requests that wait for the"
+                " load may time out.",
                 "Keep the state folder between starts (--state-dir), so that measurements are reused; use a"
-                " format without compilation at load; build environments in advance (backline env build).",
+                " format that is not compiled at load time; build environments in advance (backline env"
+                " build).",
             )
 
 
@@ -231,8 +233,8 @@ def failures(server: ServerFacts) -> Iterator[Finding]:
                 f"{_version(name, version)}: {failed} of {total} requests failed"
                 f"{f' ({told})' if told else ''}",
                 "Callers got errors instead of results.",
-                "--log-verbose 1 logs each failed request with its reason. A full queue means too few"
-                " instances: see 'backline tune'.",
+                "--log-verbose 1 logs each failed request with its reason. If the reason is a full queue, the"
+                " model needs more instances: see 'backline tune'.",
             )
 
 

@@ -67,8 +67,8 @@ def interpreter_lock(software: Software) -> Iterator[Finding]:
         yield warning(
             "This is a free-threaded build of Python",
             "Its single-threaded code is slower, and the server's event loop is single-threaded. A runtime"
-            " that does not support free threading turns the interpreter's lock on again.",
-            "Use the standard build of Python. Runtimes release its lock while they compute.",
+            " that does not support free threading enables the global interpreter lock again.",
+            "Use the standard build of Python. Runtimes release the lock while they compute.",
         )
     else:
         yield ok("The standard build of Python")
@@ -99,12 +99,12 @@ def event_loop(software: Software) -> Iterator[Finding]:
 def protobuf(software: Software) -> Iterator[Finding]:
     if software.protobuf == "python":
         yield warning(
-            "protobuf uses its implementation in Python",
+            "protobuf uses its pure Python implementation",
             "Parsing a gRPC message then takes dozens of times as long.",
             "Unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION, or reinstall protobuf from its wheel.",
         )
     else:
-        yield ok(f"protobuf uses its implementation in C ({software.protobuf})")
+        yield ok(f"protobuf uses its native implementation ({software.protobuf})")
 
 
 def package_versions(software: Software) -> Iterator[Finding]:

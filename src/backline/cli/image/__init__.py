@@ -178,7 +178,9 @@ def _build(program: str, tag: str, folder: Path) -> None:
     command = [program, "build", *form, "--tag", tag, "--file", str(folder / "Containerfile"), str(folder)]
     status = subprocess.run(command, check=False, stdout=sys.stderr).returncode
     if status:
-        raise BacklineError(f"{Path(program).name} could not build the image (status {status}); see above")
+        raise BacklineError(
+            f"{Path(program).name} could not build the image (status {status}); its output above says why"
+        )
 
 
 def _size(program: str, tag: str) -> str:
@@ -190,8 +192,8 @@ def _size(program: str, tag: str) -> str:
 
 #: The extra that each kind of object store needs, by the scheme of the repository's URL.
 _OF_SCHEMES = {"s3": "cloud", "gs": "cloud", "az": "cloud", "as": "cloud"}
-#: Files with these suffixes or names may say which packages a Python model requires, or identify a
-#: repository. Files of weights have other names.
+#: Files with these suffixes or names may be the code or configuration of a Python model, or list the packages
+#: that it requires. Files of weights have other names.
 _SUFFIXES = (".py", ".txt", ".toml", ".pbtxt")
 _NAMES = ("uv.lock", ".python-version", "PYTHON_VERSION")
 #: The maximum size in bytes of a file that describes an environment.

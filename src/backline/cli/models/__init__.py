@@ -30,7 +30,13 @@ _POLL_SECONDS = 0.25
     "  backline models record add1 --wait 30 --json --url http://server:8000",
 )
 @click.argument("name")
-@click.option("--count", type=WholeNumber(1, 1000), default=8, show_default=True, help="Requests to record.")
+@click.option(
+    "--count",
+    type=WholeNumber(1, 1000),
+    default=8,
+    show_default=True,
+    help="The number of requests to record.",
+)
 @click.option(
     "--model-version",
     default="",
@@ -41,7 +47,7 @@ _POLL_SECONDS = 0.25
     type=WholeNumber(1),
     default=64 << 20,
     show_default=True,
-    help="The most bytes that the inputs of all recorded requests may take.",
+    help="Maximum size of the inputs of all recorded requests together, in bytes.",
 )
 @click.option(
     "--wait",
@@ -62,7 +68,7 @@ def record_requests(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Record the next requests that a model answers, to warm up the model at its next load.
+    """Record the next successful requests to a model, to warm up the model at its next load.
 
     The server keeps the inputs of live requests in its state folder, in place of the previous recording. On
     Ctrl-C, or if fewer requests arrive in time, the recording keeps the requests that have arrived.
@@ -102,12 +108,15 @@ class ServerRecording:
         self._version = f"/versions/{quote(version, safe='')}" if version else ""
 
     async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
-        """Records until the recording is complete, for at most `wait` seconds. Returns the final state."""
+        """Records until the recording is complete, for at most `wait` seconds. Returns the final state.
+
+        Raises UsageError if the URL is not an HTTP URL.
+        """
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):
                 raise click.UsageError(
-                    f"recording needs HTTP, and the URL is {self._url}: use --url http://..."
+                    f"recording needs HTTP, but the URL is {self._url}: use --url http://..."
                 )
             state = await self._ask(transport, b"POST", self._version, msgspec.json.encode(limits))
             try:

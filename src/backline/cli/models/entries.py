@@ -59,14 +59,16 @@ def progress_text(progress: Progress) -> str:
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
 
-#: Phrases by which an error that already lists the known names is recognised.
+#: Phrases that occur in errors that already list the known names.
 _LISTS = ("there are", "there is", "available:")
 
 
 def explain(
     error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = ""
 ) -> BacklineError:
-    """Adds the nearest model, version or label, or all known ones, to an error about an unknown name."""
+    """Returns the error. If it is about an unknown name, adds the most similar known name or, if no name is
+    similar, all known names of models, or of versions and labels.
+    """
     if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
         return error
     models = sorted({entry.name for entry in index})

@@ -65,7 +65,7 @@ def label_model(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Show the labels of a model, or point one to a version, which is loaded first if necessary."""
+    """Show the labels of a model, or point LABEL to VERSION, which is loaded first if necessary."""
     if label is None:
         if remove:
             raise click.UsageError("--remove needs a LABEL")

@@ -72,7 +72,7 @@ def load_model(
 ) -> None:
     """Load a model, or reload its changed versions. An old version serves until the new one is ready."""
     if files and config is None:
-        raise click.UsageError("--file needs --config; use '{}' if the files need no configuration")
+        raise click.UsageError("--file needs --config; pass --config '{}' if the files need no configuration")
     text, contents = None if config is None else _config(config), dict(map(_file, files))
 
     async def load(client: AsyncClient) -> None:

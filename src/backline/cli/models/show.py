@@ -41,8 +41,8 @@ _COLUMNS = ("model", "version", "state", "labels", "memory", "inferences", "reas
     "--all",
     "everywhere",
     is_flag=True,
-    help="Ask every server: --url may list several URLs with commas, and a host name stands for all its"
-    " addresses.",
+    help="Ask every server: --url may list several URLs, separated by commas, and a host name stands for all"
+    " of its addresses.",
 )
 @connection_options
 def list_models(url: str, options: ClientOptions, as_json: bool, everywhere: bool) -> None:
@@ -62,7 +62,7 @@ def list_models(url: str, options: ClientOptions, as_json: bool, everywhere: boo
 
 
 def _list_everywhere(url: str, options: ClientOptions, as_json: bool) -> None:
-    """Lists the models of several servers. Exits with status 1 if any server does not answer."""
+    """Lists the models of several servers. Exits with status 1 if the request to any server fails."""
     servers = every_server(url)
     with ThreadPoolExecutor(len(servers)) as threads:
         answers = list(threads.map(lambda server: _ask(server, options), servers))

@@ -1,4 +1,4 @@
-"""`backline serve`: runs a server from its options until a signal stops it."""
+"""`backline serve`: runs a server with the given options until a signal stops it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     option(
         "--log-file",
         type=click.Path(path_type=Path),
-        help="Log to this file instead of stderr; it is reopened when it is moved away.",
+        help="Log to this file instead of stderr. If it is moved away, the server opens a new file.",
     ),
     option(
         "--log-format",
@@ -166,7 +166,7 @@ def lasting_output() -> Iterator[None]:
 def _lasting(stream: TextIO | None) -> TextIO:
     """Returns a stream that writes to the same file as `stream` but never raises.
 
-    If `stream` is None, output is discarded. A stream without a file, such as tests use, is returned
+    If `stream` is None, output is discarded. A stream without a file, such as a StringIO, is returned
     unchanged.
     """
     if stream is None:
@@ -210,8 +210,8 @@ def within_open_files(limits: Limits) -> Limits:
         return limits
     fitting = max(soft - RESERVED, soft // 2, 1)
     log.warning(
-        "this process may have %d open files, so it accepts at most %d connections instead of %d: raise the"
-        " limit (ulimit -n %d)",
+        "this process may open at most %d files, so it accepts at most %d connections instead of %d: raise"
+        " the limit (ulimit -n %d)",
         soft,
         fitting,
         limits.max_connections,
@@ -220,7 +220,7 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: Request bodies and unread responses may take at most one part in this many of the memory, because running a
+#: Request bodies and unread responses may take at most the memory divided by this number, because running a
 #: request takes several copies of it: decoded inputs, memory shared with a worker, the response.
 _BUFFERED_SHARE = 8
 
@@ -294,7 +294,7 @@ def command(options: ServerOptions, engine: RayOptions | None, debug: str | None
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
     if engine is not None and debug is not None:
         raise click.UsageError(
-            "--debug runs a model in this process, and --engine ray in others: leave one out"
+            "--debug runs a model in this process, but --engine ray runs models in others: leave one out"
         )
     try:
         with in_front(options, engine) as fronted:
@@ -316,7 +316,7 @@ def report_crashes() -> None:
 
     Otherwise nothing would show which model or library crashed the process.
     """
-    # A process that was started without stderr has no place for the stacks.
+    # A process that was started without stderr has nowhere to print the stacks.
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
 
@@ -365,7 +365,8 @@ def serve_until_stopped(
 async def serve(
     options: ServerOptions, server_log: ServerLog, on_started: Callable[[Server], None] = _nothing_to_say
 ) -> bool:
-    """Serves until a signal arrives. Returns whether all runs have ended.
+    """Serves until a signal arrives. Returns whether all runs have ended. Raises BacklineError if the server
+    cannot start.
 
     `on_started` is called when every model has loaded or failed to load. A second signal ends the process.
     SIGHUP reloads certificates and keys. If there are none, or if the terminal has closed, SIGHUP stops the

@@ -66,7 +66,7 @@ def check_debugged(engine: Engine, name: str) -> None:
             if near
             else f"the repositories have {', '.join(engine.names()) or 'none'}"
         )
-        raise NotFound(f"--debug {name}: there is no model '{name}', {hint}")
+        raise NotFound(f"--debug {name}: there is no model '{name}'; {hint}")
     for model in models:
         if (
             model.state is ModelState.READY
@@ -80,7 +80,7 @@ def check_debugged(engine: Engine, name: str) -> None:
 
 
 def banner(name: str) -> str:
-    """Returns the text to print when the server is ready."""
+    """Returns the text that explains debugging, to be printed when the server is ready."""
     text = (
         f"Debugging {name}: it runs in this process, breakpoint() stops in this terminal, nothing times out,"
         " and editing its files reloads it."

@@ -43,7 +43,7 @@ def _actor_options(context: click.Context, parameter: click.Parameter, text: str
     try:
         given = json.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"this is not JSON: {error}") from None
+        raise click.BadParameter(f"the value is not valid JSON: {error}") from None
     if not isinstance(given, dict):
         raise click.BadParameter('expected a JSON object, such as {"num_cpus": 2, "memory": 4000000000}')
     return given
@@ -97,7 +97,9 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds these options to a command. The command receives `engine`; None means that no engine is chosen."""
+    """Adds --engine and the --ray options to a command. The command receives `engine`, as RayOptions; None if
+    no engine is chosen.
+    """
 
     @wraps(command)
     def with_engine(

@@ -80,7 +80,7 @@ _DEFAULTS = {
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
     """Returns an option that sets a field of ServerOptions, LifecycleOptions or Limits.
 
-    The default of the option is the default of the field.
+    The default of the option is that of the field, unless `settings` contains another.
     """
     default = _DEFAULTS[field]
     return option(

@@ -113,13 +113,13 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--model-namespacing",
         "namespacing",
-        "Name models that are in several repositories <repository>.<model>, instead of refusing them.",
+        "Serve models that are in several repositories as <repository>.<model>, instead of refusing them.",
     ),
     fills(
         "--model-config-name",
         "config_name",
         metavar="NAME",
-        help="Read configs/NAME.pbtxt of models that have it.",
+        help="For models that have a file configs/NAME.pbtxt, use it as the configuration.",
     ),
     flag(
         "--disable-auto-complete-config",
@@ -135,7 +135,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     fills(
         "--strict-readiness/--no-strict-readiness",
         "strict_readiness",
-        help="Report ready only when all models are ready, or once every load has been attempted.",
+        help="Report ready only when all models are ready; with --no-strict-readiness, as soon as every load"
+        " has been attempted.",
     ),
     flag(
         "--require-all-versions",
@@ -145,14 +146,14 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--trust-pickle",
         "trust_pickle",
-        "Load models that can execute code when loaded: pickles, machine code.",
+        "Load models that can execute code when loaded: pickles and machine code.",
     ),
     fills(
         "--trust-pickle-model",
         "trust_pickle_models",
         multiple=True,
         metavar="PATTERN",
-        help="Like --trust-pickle, but only for models of this name, such as forest or risk-*; repeatable.",
+        help="Like --trust-pickle, but only for models with this name, such as forest or risk-*; repeatable.",
     ),
     fills(
         "--trust-skops-type",
@@ -196,13 +197,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(get_args(IsolateMode)),
         help="Which model files are tried in a separate process first, so that a file that crashes its"
         " runtime does not crash the server. always: all files at each load; new: files not tried before;"
-        " remote: of those, files from remote repositories and load requests; never: none; workers: none, but"
-        " files from remote repositories and load requests run in worker processes.",
+        " remote: files not tried before that come from remote repositories or load requests; never: none;"
+        " workers: none, but files from remote repositories and load requests run in worker processes.",
     ),
     seconds(
         "--load-timeout-secs",
         "load_timeout_seconds",
-        "Seconds after which a model's trial, or its load in a worker process of lane process, is stopped.",
+        "Seconds after which the trial of a model file, or a load in a worker process (lane process), is"
+        " stopped.",
     ),
     fills(
         "--load-memory-limit",
@@ -290,8 +292,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--labels",
         "labels",
         metavar="PLACE",
-        help="Where labels are kept, so that servers share them: repository, a folder, s3://bucket/prefix or"
-        " redis://host:6379/0; default: the state folder.",
+        help="Where to store labels, so that several servers can share them: repository, a folder,"
+        " s3://bucket/prefix or redis://host:6379/0; default: the state folder.",
     ),
     path(
         "--state-dir",
@@ -440,8 +442,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         multiple=True,
         callback=parsed(parse_allowed_host),
         metavar="NAME",
-        help="Another name by which clients reach the server, *.example.org for all names below it, or * for"
-        " any name that programs, but not web pages, use; repeatable.",
+        help="Another host name under which clients reach the server; *.example.org: all names below"
+        " example.org; *: any name, but only for requests that do not come from web pages; repeatable.",
     ),
     fills(
         "--http-restricted-api",
@@ -608,7 +610,8 @@ def _tls(
 ) -> TlsFiles | None:
     if client_auth is not None and client_ca is None:
         raise click.UsageError(
-            "--ssl-client-auth needs --ssl-client-ca: the certificate of the CA that signs those of clients"
+            "--ssl-client-auth needs --ssl-client-ca, the certificate of the CA that signs client"
+            " certificates"
         )
     if certificate is None and key is None and client_ca is None:
         return None

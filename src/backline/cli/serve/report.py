@@ -41,8 +41,8 @@ def exposure(options: ServerOptions) -> str:
         return ""
     encrypts = options.tls is not None and not options.tls_grpc_only
     if _keyed(options):
-        return "" if encrypts else "keys and data are sent unencrypted: add --ssl-certificate"
-    may = "use its models, but change nothing"
+        return "" if encrypts else "keys and data are sent unencrypted: use --ssl-certificate on all ports"
+    may = "use its models, but not change anything"
     if options.insecure_open:
         may = {
             "none": "use its models and change settings",
@@ -373,7 +373,7 @@ def _shape(model: Model, spec: TensorSpec) -> tuple[int, ...]:
 
 def _printable(model: Model) -> bool:
     inputs = model.signature.inputs
-    # JSON cannot represent 16-bit floats.
+    # The protocol has no JSON form for 16-bit floats.
     half = any(spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs)
     return not half and sum(element_count(_shape(model, spec)) for spec in inputs) <= MAX_PRINTED
 

@@ -1,4 +1,6 @@
-"""Accepts tritonserver's form of flags, and suggests replacements for options that `backline serve` lacks."""
+"""Accepts flags with values, as tritonserver does, and suggests replacements for its options that `backline
+serve` lacks.
+"""
 
 from __future__ import annotations
 

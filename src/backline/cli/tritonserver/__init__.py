@@ -167,7 +167,7 @@ def command(arguments: tuple[str, ...]) -> int:
     """Serve models with the command line and the defaults of Triton's tritonserver.
 
     The ports are open to every machine, and everybody may change models and settings: add --auth to require
-    keys. Exit status: 0 after a signal, 1 if the server does not start.
+    keys. Exit status: 0 after a signal; 1 if the server does not start, or exits before a run or load ends.
     """
     parsed, translation = read_arguments(arguments)
     settings, problem = _writable(parsed.log)
@@ -209,7 +209,9 @@ def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
 
 
 def _program() -> str:
-    """Returns the name of the program for error texts. This is sys.argv[0] if it contains "tritonserver"."""
+    """Returns the name of the program for error texts: sys.argv[0] if its file name contains "tritonserver",
+    and otherwise "backline tritonserver".
+    """
     return sys.argv[0] if "tritonserver" in Path(sys.argv[0]).name else "backline tritonserver"
 
 

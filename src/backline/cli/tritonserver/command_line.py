@@ -36,7 +36,9 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An option on the command line, and its value after the check. The value of a flag is empty."""
+    """An option on the command line, and its value as the option's check returned it. The value of a flag is
+    empty.
+    """
 
     name: str
     value: str

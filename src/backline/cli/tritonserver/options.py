@@ -144,7 +144,7 @@ def host_policy(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TritonOption:
-    """An option of tritonserver, without its dashes. `check` is None for a flag, which has no value."""
+    """An option of tritonserver. `name` lacks the dashes. `check` is None for a flag, which has no value."""
 
     name: str
     check: Check | None

@@ -49,14 +49,16 @@ with nothing else running. Callers wait for each response before they send the n
     "--p99",
     type=DurationType(),
     metavar="TIME",
-    help="The most throughput with a 99th percentile of at most this latency, such as 20ms.",
+    help="Maximise the throughput with a 99th percentile of latency of at most TIME, such as 20ms.",
 )
-@click.option("--throughput", is_flag=True, help="The most throughput, whatever the latency. The default.")
+@click.option(
+    "--throughput", is_flag=True, help="Maximise the throughput, whatever the latency. The default."
+)
 @click.option(
     "--data",
     metavar="FILE|recorded",
     help="The inputs, as for `backline bench`; or 'recorded' for the requests that `backline models record`"
-    " kept; or the file of such requests (.tfrecord).",
+    " stored; or a file of such requests (.tfrecord).",
 )
 @input_option
 @shape_option
@@ -65,9 +67,13 @@ with nothing else running. Callers wait for each response before they send the n
     type=click.Path(path_type=Path),
     envvar="BACKLINE_STATE_DIR",
     show_envvar=True,
-    help="The server's state folder, which has its recorded requests.",
+    help="The server's state folder, which contains recorded requests.",
 )
-@click.option("--write", is_flag=True, help="Write the configuration, and keep the old one next to it.")
+@click.option(
+    "--write",
+    is_flag=True,
+    help="Write the best settings to the model's configuration, and keep the old file next to it.",
+)
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -81,7 +87,7 @@ with nothing else running. Callers wait for each response before they send the n
     type=Number(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Multiplies the time of every measurement: larger is slower and more exact.",
+    help="Multiplies the duration of every measurement: larger values take longer and are more exact.",
 )
 @click.option("--trust-pickle", is_flag=True, help="Load a model that can execute code when loaded.")
 def command(
@@ -100,9 +106,9 @@ def command(
 ) -> None:
     """Search for the settings with which MODEL, a model's folder or file, is fastest on this machine.
 
-    Varies the lane, the number of instances, the batch size and its delay and, for runtimes that have them,
-    threads of each run, graph optimisation and memory arena. Most combinations are only predicted, from the
-    run times of a few.
+    Varies the lane, the number of instances, the batch size, the queue delay and, if the runtime has these
+    options, the threads of each run, graph optimisation and the memory arena. The results of most
+    combinations are only predicted, from the run times of a few.
     """
     if p99 is not None and throughput:
         raise click.UsageError("--p99 and --throughput contradict each other; give one of them.")
@@ -141,7 +147,7 @@ def command(
         return
     if not write:
         print(
-            f"\n--write puts this into the model's folder:\n\n{header}{toml.render(Document('', config))}",
+            f"\n--write stores this in the model's folder:\n\n{header}{toml.render(Document('', config))}",
             end="",
         )
         return
@@ -197,7 +203,7 @@ def write_configuration(folder: Path, config: Any, header: str) -> Iterator[str]
             path for number in range(1, 10_000) if not (path := Path(f"{file}.before-tune-{number}")).exists()
         )
         file.rename(kept)
-        yield f"kept '{kept}'"
+        yield f"kept the old configuration as '{kept}'"
     else:
         kept = None
     file.write_text(content)

@@ -121,7 +121,8 @@ class Trials:
         return request_inputs(metadata, shapes, given)
 
     async def measure(self, settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
-        """Measures settings for `seconds` under the load of `concurrency` callers. See Measure.
+        """Measures settings for `seconds` under the load of `concurrency` callers. Raises BacklineError if
+        the model cannot be loaded with them, or if no request succeeds.
 
         If no request completes in that time, measures again for longer, up to `_LONGEST` seconds.
         """
@@ -248,7 +249,9 @@ def override(config: Any) -> str:
 
 
 def recorded_inputs(file: Path) -> list[tuple[Any, ...]]:
-    """Returns the inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
+    """Returns the inputs of the first _MOST_REQUESTS requests in a recording. Raises InvalidArgument if the
+    file does not exist, or has no requests.
+    """
     if not file.exists():
         raise InvalidArgument(
             f"'{file}' does not exist. To record requests, run 'backline models record NAME' against a server"

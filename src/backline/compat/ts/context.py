@@ -44,7 +44,8 @@ class RequestProcessor:
 
 def _refuse(_: Any) -> None:
     raise RuntimeError(
-        "this model sends one response: set model_transaction_policy { decoupled: True } in its config.pbtxt"
+        "this model sends one response per request: to send several, set model_transaction_policy"
+        " { decoupled: True } in its config.pbtxt"
     )
 
 

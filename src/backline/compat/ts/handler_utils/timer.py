@@ -9,8 +9,8 @@ from typing import Any
 
 
 def timed(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that runs a step of a handler. If model-config.yaml has `handler: {profile: true}`,
-    the function records the duration in ms as the metric `ts_handler_<step>`.
+    """Decorates a step of a handler. If model-config.yaml has `handler: {profile: true}`, the duration of
+    each call is recorded in ms as the metric `ts_handler_<step>`.
     """
 
     @wraps(step)

@@ -81,7 +81,7 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         """
         if not (Path(model_dir) / model_file).is_file():
             raise RuntimeError(
-                f"the archive does not hold its modelFile '{model_file}': add the file with --model-file"
+                f"the archive does not contain its modelFile '{model_file}': add the file with --model-file"
             )
         classes = list_classes_from_module(importlib.import_module(Path(model_file).stem))
         if len(classes) != 1:

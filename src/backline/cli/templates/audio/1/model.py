@@ -4,7 +4,7 @@ from backline.model import Audio
 
 
 class Model:
-    """Measures a sound: its length, its loudness, and the pitch that repeats most in it."""
+    """Measures a sound: its length, its loudness, and the strongest pitch in its first second."""
 
     def predict(self, audio: Audio[16000]) -> dict:
         # Any file arrives as float32 [samples] at 16 kHz, with all channels mixed into one.

@@ -4,7 +4,7 @@ from backline.model import FP32
 
 
 class Model:
-    """A linear layer. Waiting requests are batched: `x` and the result have a row per request, up to 32."""
+    """A linear layer. Waiting requests run as one batch: `x` and the result have at most 32 rows."""
 
     max_batch_size = 32
 

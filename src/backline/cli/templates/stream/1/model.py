@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 
 class Model:
-    """Yields a response per word; clients stream them with generate_stream or ModelStreamInfer."""
+    """Yields one response per word. Clients receive them through generate_stream or ModelStreamInfer."""
 
     def predict(self, text: str) -> Iterator[str]:
         for word in text.split():

@@ -1,6 +1,6 @@
-"""The envelope for KServe's v1 protocol: a single request is `{"instances": [...]}`, and the response is
-`{"predictions": [...]}`, or `{"explanations": [...]}` if the request has the header `explain` with the value
-"True".
+"""The envelope for KServe's v1 protocol, for one request per batch. The request is `{"instances": [...]}`,
+and the response is `{"predictions": [...]}`, or `{"explanations": [...]}` if the request has the header
+`explain` with the value "True".
 """
 
 from __future__ import annotations

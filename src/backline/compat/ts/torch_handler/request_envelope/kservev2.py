@@ -1,5 +1,5 @@
-"""The envelope for KServe's v2 protocol, which is the Open Inference Protocol in JSON. The inputs of a single
-request form the batch.
+"""The envelope for KServe's v2 protocol, which is the Open Inference Protocol in JSON, for one request per
+batch. The inputs of the request become the rows for the handler.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Model = run_path(str(Path(__file__).with_name("model.py")))["Model"]
 
 
 def words(text: str) -> dict[str, np.ndarray]:
-    """Stands in for the model of this name on the server."""
+    """Stands in for the server's model `words`."""
     return {"output": np.array([json.dumps(text.split()).encode()], object)}
 
 
