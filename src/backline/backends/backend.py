@@ -73,8 +73,9 @@ class SpreadableModel(Protocol):
         """Loads and returns a copy of the model whose runs use `threads` threads. The copy has its own
         weights, and must be closed too.
 
-        Returns None if runs use an accelerator, if parameters of the configuration set threads, or if the
-        weights are large and `lone_run_threads` is not configured. Raises the errors of Backend.load.
+        Returns None if runs use an accelerator, if the configuration's parameters already say how runs use
+        threads, or if the weights are large and `lone_run_threads` is not configured. Raises the errors of
+        Backend.load.
         """
 
 

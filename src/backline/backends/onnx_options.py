@@ -186,7 +186,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
 def spread_settings(config: ModelConfig, settings: SessionSettings, threads: int) -> SessionSettings | None:
     """Returns the settings of a session whose runs use `threads` threads, which otherwise equal `settings`.
 
-    Returns None if parameters of the configuration set threads.
+    Returns None if the configuration's parameters already say how runs use threads.
     """
     if any(key.startswith(_OF_THREADS) for key in config.parameters):
         return None

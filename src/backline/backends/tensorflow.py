@@ -256,6 +256,6 @@ def _array(value: Any) -> np.ndarray:
 
 def _failure(model: str, error: Exception) -> BacklineError:
     reason = one_line(getattr(error, "message", None) or error)
-    # The session raises ValueError for an impossible shape, and operations raise InvalidArgumentError.
+    # For inputs that do not fit, the session raises ValueError and operations raise InvalidArgumentError.
     refused = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError"
     return failed_run(model, reason, refused=refused)

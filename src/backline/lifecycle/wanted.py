@@ -121,8 +121,8 @@ class Target:
 
 
 def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
-    """Returns the versions that a policy selects, oldest first, and the versions that the policy names
-    although they do not exist.
+    """Returns the versions that a policy selects, oldest first, and the versions that the policy names but
+    that do not exist.
     """
     held = set(versions)
     present = sorted(held, key=version_order)

@@ -20,9 +20,9 @@ class ScalingPolicy:
 
     target: float
     window: float = 15.0
-    #: The maximum factor by which a single step may change the number of servers.
+    #: The factor by which the number of servers may grow in a single step.
     up: float = 2.0
-    #: The minimum factor by which a single step may change the number of servers.
+    #: The fraction to which the number of servers may shrink in a single step.
     down: float = 0.5
     #: The fraction of requests that may be refused because they would miss a latency objective or their
     #: deadline. With more than the default, an objective for the 99th percentile is missed.

@@ -308,7 +308,9 @@ RUNNING: Mapping[str, Callable[[ServerFacts], Iterator[Finding]]] = {
 
 
 def checks_of(server: ServerFacts) -> Mapping[str, Callable[[ServerFacts], Iterator[Finding]]]:
-    """Returns the checks that apply. If the server does not respond, only the check "answers" applies."""
+    """Returns the checks that apply. If the server does not respond or refuses the caller, only the check
+    "answers" applies.
+    """
     return {"answers": answers} if server.problem else RUNNING
 
 

@@ -57,7 +57,8 @@ SPREAD_RUN = 0.003
 #: A lone run is spread only if this makes it faster by at least this factor, because a spread run uses more
 #: CPU time.
 SPREAD_GAIN = 1.3
-#: The maximum number of cores for one run. Few models gain from more cores.
+#: The maximum number of cores for a spread run, unless `lone_run_threads` is configured. Few models gain from
+#: more cores.
 MOST_SPREAD = 8
 #: No further spread run is timed after this many seconds if a run was undisturbed or fast enough.
 _SPREAD_BUDGET = 0.3

@@ -158,8 +158,8 @@ class WorkerStarter:
     def _start_runtime(self, hosted: HostedModel, placed: Places) -> WorkerPool:
         """Starts a worker that loads a file with its runtime, and that can call no other model."""
         config, limits = self._config, self._limits
-        # The lower limit applies: a client that sends files also chooses the limit in their configuration,
-        # but must not be able to raise the server's limit.
+        # The smaller of the two limits applies: a client that sends files also chooses the limit in their
+        # configuration, but must not be able to raise the server's limit.
         memory = min((one for one in (config.memory_limit_bytes, limits.memory) if one), default=None)
         command = WorkerCommand(
             WorkerLoad(

@@ -35,7 +35,11 @@ _FILLER = object()
 
 
 class Lane(Protocol):
-    """A lane: runs the requests of the sequences that have a place on its instance."""
+    """Runs the requests of the sequences that have a place on one instance.
+
+    Not to be confused with the lane of an instance, which is where the instance runs: on a thread, in a
+    worker process, and so on.
+    """
 
     @property
     def pending(self) -> int:

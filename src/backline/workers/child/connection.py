@@ -44,8 +44,7 @@ class DataChannel:
         self._last = -1
         self._cancelled_early: set[int] = set()
         self._arrival = threading.Lock()
-        #: The function that unpacks the tensors of a message, and the class of batches. `reshape` replaces
-        #: both.
+        #: The functions that unpack the tensors of a message and create a batch. `reshape` replaces both.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
         #: The offsets of blocks of the server that the model used beyond the end of their batch and has freed

@@ -176,14 +176,14 @@ TRITON_STRING_TO_NUMPY: Final[dict[str, Any]] = {
 
 
 def triton_to_numpy_type(data_type: int) -> Any:
-    """Returns the NumPy type for the number of a datatype, or None if NumPy has none."""
+    """Returns the NumPy type for a Triton datatype number, or None if NumPy has no such type."""
     if not 1 <= data_type <= NUMBERS[DataType.BYTES]:
         return None
     return _BY_NUMBER[data_type - 1].dtype.type
 
 
 def numpy_to_triton_type(data_type: Any) -> int | None:
-    """Returns the number of the datatype for a NumPy type, or None if there is none."""
+    """Returns the Triton datatype number for a NumPy type, or None if no datatype fits."""
     datatype = numpy_datatype(data_type)
     return None if datatype is None else NUMBERS[datatype]
 
@@ -256,7 +256,7 @@ class Tensor:
         return self._array
 
     def triton_dtype(self) -> int:
-        """Returns the number of the datatype, as `numpy_to_triton_type` does, but 14 for BF16."""
+        """Returns the Triton datatype number, as `numpy_to_triton_type` does, but 14 for BF16."""
         return NUMBERS[self._datatype]
 
     def shape(self) -> list[int]:
