@@ -185,7 +185,8 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
 
     msgspec takes 10 microseconds for a number near the limits of FP64, such as 1e308, so the standard library
     decodes lists that contain such a number. The standard library is used for lists of numbers only, because
-    it accepts strings that are not Unicode. Numbers written by `replace_words` become NaN or infinite.
+    it accepts strings with unpaired surrogates, which cannot be encoded as UTF-8. Numbers written by
+    `replace_words` become NaN or infinite.
     """
     text = bytes(raw)
     if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME(text) is None:

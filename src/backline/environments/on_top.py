@@ -46,11 +46,11 @@ def link() -> str:
 
 
 def lacking(compiled: str, there: Mapping[str, str]) -> list[str]:
-    """Returns those lines of uv's resolution whose packages must be installed, because `there` lacks them or
-    has another version.
+    """Returns the lines of uv's resolution that must be installed: all files, folders and URLs, and the
+    packages that `there` lacks or has in another version.
 
-    Leaves out packages that are required only by packages in `there`. The server has the packages in `there`,
-    so they evidently run without these requirements.
+    Leaves out packages that are required only by packages that `there` has in the right version. The server
+    has those packages, so they evidently run without these requirements.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     others = []

@@ -14,7 +14,7 @@ from backline.schedule.sequences.table import begun_by_another
 #: The minimum number of seconds for which a sequence belongs to its caller after a request. The other servers
 #: count from the end of the request, which may be later.
 _LEAST = 60.0
-#: The maximum number of sequences of a model that are remembered.
+#: The maximum number of sequences of a version that are remembered.
 _MOST = 65536
 
 

@@ -88,7 +88,7 @@ def test_keys_in_the_environment_take_precedence_over_awss_files(aws_home: str) 
 
 def test_a_profile_that_does_not_exist_is_named(aws_home: str) -> None:
     with pytest.raises(
-        InvalidArgument, match="has access keys or a region for the profile 'prod'; correct AWS_PROFILE"
+        InvalidArgument, match="has access keys or a region for the profile 'prod'; add them to one of"
     ):
         parse_location("s3://models", {"HOME": aws_home, "AWS_PROFILE": "prod"})
 

@@ -145,7 +145,8 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
     if profile and not options:
         raise InvalidArgument(
             f"neither '{paths[0][0]}' nor '{paths[1][0]}' has access keys or a region for the profile"
-            f" '{profile}'; correct AWS_PROFILE or the file of {CREDENTIALS_FILE}, or add them"
+            f" '{profile}'; add them to one of these files, or correct the profile's name in AWS_PROFILE or"
+            f" in the file that {CREDENTIALS_FILE} names"
         )
     return options
 

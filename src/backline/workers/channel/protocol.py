@@ -54,8 +54,8 @@ Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 PREFIX = struct.Struct("<B3xII")
-#: The number of responses that a decoupled model may send to one request before the server grants further
-#: credit.
+#: The number of responses that a decoupled model may send for one request before the server grants further
+#: credit. Likewise, a model that a worker calls is paused while this many of its responses are unread.
 WINDOW = 16
 #: The maximum size of a frame in bytes, without its prefix. Large tensors are sent in shared memory.
 MAX_FRAME = 1 << 30
