@@ -63,6 +63,12 @@ def test_a_key_with_a_date_expires_at_midnight_utc(tmp_path: Path) -> None:
         (VALID + "[keys.quota]", "the quota of key 'app' limits nothing"),
         (VALID + "[[keys.quotas]]\nmax_in_flight = 1", "models"),
         (VALID + 2 * '[[keys.quotas]]\nmodels = ["a"]\nmax_in_flight = 1\n', "are for the same models"),
+        (
+            VALID
+            + '[[keys.quotas]]\nmodels = ["a", "b"]\nmax_in_flight = 1\n'
+            + '[[keys.quotas]]\nmodels = ["b", "a"]\nmax_in_flight = 2\n',
+            "are for the same models",
+        ),
         ("[anonymous.quota]", "the quota of \\[anonymous\\] limits nothing"),
         ("keys = 1", "keys"),
         ("[key]\n", "unknown field `key`. Did you mean 'keys'"),

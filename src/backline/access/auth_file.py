@@ -90,7 +90,7 @@ def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaE
     """
     found = [] if quota is None else [quota.quota(whose)]
     found += [entry.quota(whose, entry.models) for entry in by_model]
-    if len({one.models for one in found}) < len(found):
+    if len({frozenset(one.models) for one in found}) < len(found):
         raise InvalidArgument(f"--auth: two quotas of {whose} are for the same models; merge them")
     return tuple(found)
 
