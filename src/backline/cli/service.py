@@ -31,7 +31,7 @@ WorkingDirectory={folder}
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
-# Loading the models may take long. Requests in flight get 30 s, runs in progress another 5 s.
+# Loading the models may take a long time. Requests in flight get 30 s, runs in progress another 5 s.
 TimeoutStartSec=30min
 TimeoutStopSec=45
 NoNewPrivileges=yes

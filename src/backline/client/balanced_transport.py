@@ -297,7 +297,7 @@ class BalancedTransport(Transport):
                 and now >= self._resolve_at
                 and (self._looking is None or self._looking.done())
             ):
-                # A look-up may take long if a name server does not respond. Probes continue in the meantime.
+                # A name server that does not respond may delay a look-up. Probes continue in the meantime.
                 self._looking = asyncio.create_task(self._look_up_again())
             if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return

@@ -44,8 +44,8 @@ class LoneOutput:
 def lone_output(received: Buffer, start: int, response: InferResponse) -> LoneOutput | None:
     """Returns the form of `response`, whose last output has its data at received[start:].
 
-    Returns None if the response has an id, parameters or another number of outputs, if its output is empty or
-    must be decoded, or if `start` is above _LONGEST.
+    Returns None if the response has an id, has parameters or does not have exactly one output, if its output
+    is empty or must be decoded, or if `start` is above _LONGEST.
     """
     if response.id or response.parameters or len(response.outputs) != 1:
         return None

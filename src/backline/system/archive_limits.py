@@ -56,9 +56,9 @@ def check_zip_list(path: Path, place: str, limits: UnpackLimits) -> None:
 def check_zip(path: Path, limits: UnpackLimits) -> None:
     """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than the limits allow.
 
-    Security: listing a malicious archive with millions of members would take long and exhaust the memory, so
-    the size of the list is checked first. A file that is not a zip file is accepted here, because unpacking
-    it will fail anyway.
+    Security: listing a malicious archive with millions of members would take a long time and exhaust the
+    memory, so the size of the list is checked first. A file that is not a zip file is accepted here, because
+    unpacking it will fail anyway.
     """
     check_zip_list(path, str(path), limits)
     try:

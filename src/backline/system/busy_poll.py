@@ -182,8 +182,8 @@ class BusyPoll:
             if not self._choose().begins(now, has_idle_core):
                 self.asleep = True
                 return
-            # The rest of this iteration may take long although the core is not lost, because deferred work,
-            # such as updates of statistics, runs in it.
+            # The rest of this iteration may take a long time although the core is not lost, because deferred
+            # work, such as updates of statistics, runs in it.
             now = inf
         elif not self._policy.continues(self._quiet_since, self._looked, now):
             self.asleep = True

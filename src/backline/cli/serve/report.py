@@ -86,7 +86,7 @@ class LoadReport:
     """A report with a line for each model that has loaded or failed, for each environment being built, and
     for each load that takes more than LONG_LOAD seconds.
 
-    On a terminal, a bar shows the phases of loads that take long.
+    On a terminal, a bar shows the phases of long loads.
     """
 
     def __init__(self, engine: Engine, *, bar: bool = True, failures: bool = True) -> None:

@@ -37,7 +37,7 @@ from backline.system.cores import seconds_without_core
 # the same inputs however busy their machines are.
 #: The maximum number of generated inputs that are tried in one round.
 _MOST_TRIES = 100
-#: The maximum number of elements of all inputs in a round, because runs with large inputs take long. The
+#: The maximum number of elements of all inputs in a round, because runs with large inputs are slow. The
 #: first input of a round is always tried.
 _MOST_ELEMENTS = 1 << 20
 #: The number of failed runs after which a model is assumed to fail for every input.

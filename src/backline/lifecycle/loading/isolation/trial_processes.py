@@ -40,7 +40,8 @@ log = logging.getLogger("backline.lifecycle")
 #: The fork server is ended after this many seconds without a trial.
 IDLE_SECONDS: Final = 10.0
 #: A runtime may take this many seconds to import, even if the time limit of trials is shorter: an import runs
-#: no code of the model, and takes long on a slow disk or a busy machine, where trials have a low priority.
+#: no code of the model, and takes a long time on a slow disk or a busy machine, where trials have a low
+#: priority.
 _LEAST_IMPORT: Final = 120.0
 #: Seconds between checks of a trial's memory and duration.
 _LOOK: Final = 0.025
