@@ -26,8 +26,8 @@ from backline.lifecycle.view.view import View
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.instance import Instance
 
-#: The maximum duration of a request without a deadline, in seconds, if the configuration sets no
-#: execution_timeout_seconds.
+#: The maximum duration of a call to another server, in seconds, if the configuration sets no
+#: execution_timeout_seconds. For a decoupled model, this limits the wait for each response.
 _TIME_LIMIT = 600.0
 
 

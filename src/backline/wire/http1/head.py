@@ -90,7 +90,8 @@ class Refusal:
         return b"".join(lines)
 
 
-#: Requests with any of these fields take the slow path.
+#: Requests with any of these fields need further checks. Http1Connection does not remember the heads of such
+#: requests, because a request that repeats a remembered head skips all checks of the head.
 SPECIAL_FIELDS = BROWSER_FIELDS | {
     b"connection",
     b"proxy-connection",
