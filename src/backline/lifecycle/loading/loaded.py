@@ -68,7 +68,7 @@ def check_measured(measured: Measured) -> None:
     if not 0 <= times.elements < 1 << 40:
         raise ValueError(f"its number of elements, {times.elements}, is out of range")
     if measured.probe is not None and len(measured.probe.reason) > _LONGEST_REASON:
-        raise ValueError("the reason of its proof is too long")
+        raise ValueError("the reason given for the result of the proof is too long")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
