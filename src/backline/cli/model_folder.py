@@ -207,8 +207,8 @@ class CheckedModel:
 
 
 def check_model(path: Path, found: FoundModel, *, load: bool, triton_defaults: bool = False) -> CheckedModel:
-    """Checks the configuration and the files of a model at `path`; if `load` is true, also loads it, with
-    `triton_defaults` as `backline tritonserver` does.
+    """Checks the configuration and the files of a model at `path`. If `load` is true, also loads the model,
+    as `backline tritonserver` does if `triton_defaults` is true, otherwise as `backline serve` does.
     """
     if found.problem:
         errors = [found.problem]

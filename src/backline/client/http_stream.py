@@ -98,9 +98,9 @@ async def stream_events(
     """Sends a request and yields the data of each event. A response that reports an error, or is not an event
     stream, is yielded as an HttpAnswer.
 
-    `timeout` limits the wait for each event, in seconds. `advice` is appended to the error if the server
-    closes the connection without sending a byte. Closing the generator closes the connection, which cancels
-    the request. Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
+    `timeout` is the maximum time, in seconds, for which the server may send nothing. `advice` is appended to
+    the error if the connection ends before the server has sent a byte. Closing the generator closes the
+    connection, which cancels the request. Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
     """
     reader, writer = await _connect(address, context, connect_timeout)
     events = EventReader()

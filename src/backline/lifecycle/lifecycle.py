@@ -397,8 +397,8 @@ class Lifecycle:
     def check_changeable(self, what: str) -> None:
         if self._options.mode == "none":
             raise Unavailable(
-                f"{what} cannot be changed on this server, which serves what its repositories held when it"
-                " started; start it with --model-control-mode poll or explicit"
+                f"{what} cannot be changed by request: this server's model control mode is none; start it"
+                " with --model-control-mode poll or explicit"
             )
 
     def _check_loading(self) -> None:

@@ -223,11 +223,11 @@ class BufferReader(asyncio.BufferedProtocol, Generic[SomeConnection]):
 
 
 def join_writelines(transport: asyncio.Transport) -> None:
-    """Makes `writelines` of asyncio's transports join its buffers, as in Python 3.11. uvloop is not affected.
+    """Makes `writelines` of an asyncio transport join its buffers, as in Python 3.11. uvloop is not affected.
 
-    In 3.12 and 3.13, a TCP transport never removes an empty buffer from its queue: the event loop spins, and
-    the connection never closes. Up to 3.12.8 and 3.13.1, such transports also never call `pause_writing`
-    (CVE-2024-12254).
+    In 3.12 and 3.13, a TCP transport queues the buffers one by one and never removes an empty last one: the
+    event loop spins, and the connection never closes. Up to 3.12.8 and 3.13.1, `writelines` also never causes
+    a call of `pause_writing` (CVE-2024-12254).
     """
     if type(transport).__module__.startswith("asyncio."):
         joining = MethodType(asyncio.WriteTransport.writelines, transport)
