@@ -248,6 +248,31 @@ def test_a_core_that_is_lost_rarely_costs_few_polls(every: int) -> None:
     assert skipped <= 100 + 10 * 10_000 // every
 
 
+def share_polled(loss: float) -> float:
+    """The share of the gaps of one client that are polled for if the core is lost in this share of polls."""
+    random = Random(9)
+    policy = BusyPollPolicy(LONGEST)
+    polled = 0
+    for _ in range(20_000):
+        gap = 90e-6 * random.uniform(0.9, 1.1)
+        if not policy.begins(1.0, lambda: True):
+            policy.slept(gap + WAKE_TIME)
+            continue
+        polled += 1
+        if random.random() < loss:
+            policy.continues(1.0, 1.0, 1.00015)
+        policy.observe(gap)
+    return polled / 20_000
+
+
+def test_services_in_the_background_that_take_the_core_now_and_then_cost_few_polls() -> None:
+    assert share_polled(0.1) > 0.75
+
+
+def test_a_machine_that_needs_its_cores_gets_them() -> None:
+    assert share_polled(0.5) < 0.05
+
+
 def test_a_poll_continues_for_as_long_as_allowed() -> None:
     policy = BusyPollPolicy(LONGEST)
     cost([30e-6] * 200, policy)

@@ -33,12 +33,13 @@ _MARGIN: Final = 5e-6
 _PERIOD: Final = 6
 #: The number of gaps without a poll after the core was lost. The number doubles each time that the core is
 #: lost again within _PROBATION gaps after such a pause, up to _LONGEST_REST. Even on an idle machine, the
-#: kernel or the hypervisor takes the core once in a hundred polls, and more often while two servers poll.
-#: Such a loss must neither double the number nor cause a long pause: if one of two servers that await each
-#: other sleeps for several gaps, the gaps of the other become so long that it stops polling too.
+#: kernel or the hypervisor takes the core once in a hundred polls, and more often while two servers poll or
+#: the machine runs background services, such as Ray's. Such a loss must neither double the number nor cause a
+#: long pause: if one of two servers that await each other sleeps for several gaps, the gaps of the other
+#: become so long that it stops polling too.
 _FIRST_REST: Final = 1
 _LONGEST_REST: Final = 1024
-_PROBATION: Final = 8
+_PROBATION: Final = 4
 
 
 class BusyPollPolicy:
