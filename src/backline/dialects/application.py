@@ -252,8 +252,8 @@ class _HttpHandler:
 
 
 class _IdentifyingHandler(_HttpHandler):
-    """A handler that also checks the caller. The gate's check is not enough, because the wire may reuse its
-    result for later requests with the same header.
+    """A handler that also checks the caller. The gate's check is not enough, because the wire does not repeat
+    it for later requests with the same head, and a key may have expired in the meantime.
     """
 
     def __init__(self, router: Router, access: Access, audit: Audit) -> None:

@@ -62,8 +62,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
                 self.remote_open = False
                 self.buffered = size
                 connection = self.connection
-                # `Http2Connection.remove` subtracts these bytes again, because they are also in
-                # `self.buffered`.
+                # `Http2Connection.remove` subtracts `self.buffered` from this counter when the stream closes.
                 connection.wire.buffered_bytes += size
                 if size <= connection.admission.passes:
                     self._handle(data[begin + PREFIX_SIZE : end])
