@@ -434,7 +434,7 @@ async def test_decoupled_steps_that_would_wait_for_each_other_are_refused(tmp_pa
     served, refused = sorted((program.engine.find(name) for name in "ab"), key=lambda one: not one.ready)
     assert served.ready
     assert "would wait for later steps that wait for it" in refused.reason
-    assert "'one' version 1 -> 'one' version 1" in program.engine.find("twice").reason
+    assert "'one' version 1 -> 'one' version 1. Copy model 'one'" in program.engine.find("twice").reason
 
     await control.unload(served.name, who="test")
     await control.load(refused.name, who="test")

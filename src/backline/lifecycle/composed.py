@@ -147,7 +147,8 @@ class ComposedServable(Servable):
             way = " -> ".join(f"'{name}' version {version}" for name, version in cycle)
             raise InvalidArgument(
                 f"in ensemble {config.name}, a decoupled step would wait for later steps that wait for it,"
-                f" which could deadlock under load: {way}. Let the steps call copies of the model"
+                f" which could deadlock under load: {way}. Copy model '{cycle[0][0]}' under another name, and"
+                " let one of the steps call the copy"
             )
         if permits is not None:
             together = self._graph.together_with(waits)

@@ -18,7 +18,8 @@ from backline.version import __version__
 
 #: Returns whether the caller may see the model with this name.
 MaySee: TypeAlias = Callable[[str], bool]
-#: All extensions in Triton's order, followed by extensions that Triton does not have.
+#: The server's extensions: those that Triton also lists, in Triton's order, followed by one that Triton has
+#: but does not list.
 EXTENSIONS = (
     "classification",
     "sequence",

@@ -148,7 +148,7 @@ class EnsembleQueue:
 
     def _most_together(self, plan: EnsemblePlan) -> int:
         """Returns the maximum number of items that may go through the steps together; 0 if some of the models
-        do not run on the event loop.
+        cannot run them immediately or must not run them together (see `queue_at_once`).
         """
         most = sys.maxsize
         for planned in plan.steps:
