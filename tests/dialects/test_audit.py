@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import tracemalloc
 from collections.abc import Iterable
 from random import Random
 from types import SimpleNamespace
@@ -25,7 +28,7 @@ from backline.dialects.router import MAX_REMEMBERED_SIZE
 from backline.engine.control import Attempt
 from backline.engine.errors import BacklineError
 from backline.protos import message
-from backline.wire.application import Call, Certificate, HttpRequest, Ingress
+from backline.wire.application import Application, Call, Certificate, Denial, HttpRequest, Ingress
 
 
 def refusal(address: str) -> Attempt:
@@ -59,6 +62,14 @@ def test_any_number_of_addresses_takes_bounded_memory() -> None:
     for number in range(3 * _MAX_ADDRESSES):
         limit.admits(refusal(str(-number)), 1000.0)
     assert len(limit._buckets) <= _MAX_ADDRESSES + 1
+
+
+async def test_of_a_long_name_only_the_beginning_is_entered() -> None:
+    audit = Audit(ENGINE, lambda *_: None)
+    for _ in range(PER_ADDRESS + 1):
+        audit.denied(Denial(403, 7, "no"), "ModelInfer", 1_000_000 * "x", "192.0.2.1")
+    ((_, kept),) = audit._limit.suppressed.values()
+    assert 100 < len(kept.model) < 1000
 
 
 KEYS = (b"bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I", b"bk_6nLeMIjxcEfRsy1hlbrDtxvFbRxIqXvqdX7mHtL2Gug")
@@ -306,3 +317,42 @@ def paid(access: Access) -> list[list[float]]:
     """What the quotas of each key still hold of what was taken in advance."""
     found: Iterable[Identity] = access.policy.keys.values()
     return [[limit.paid for limit in one.meter._limits] for one in found if one.meter is not None]
+
+
+async def test_clients_cannot_fill_the_memory_with_spellings_and_names() -> None:
+    """A key may have any number of spaces before it, and a gRPC message any name of a model."""
+    limited = Allowed((Grant(frozenset({Scope.INFER}), ("a*",)),), (Quota(max_in_flight=1, models=("a*",)),))
+    access = Access(Rules(ALL, (ALL, limited)).policy())
+    application = build_application(ENGINE, access=access)
+
+    def ask(number: int) -> None:
+        for method, path in (("GET", "/v2"), ("GET", "/v2/models"), ("POST", "/v2/models/a1/infer")):
+            headers = {b"authorization": b"Bearer" + (20_000 + number) * b" " + KEYS[0]}
+            application.http(CertifiedRequest(method.encode(), path.encode(), headers, b""))
+        for method, asked in (
+            ("ServerMetadata", message("inference.ServerMetadataRequest")()),
+            ("ModelInfer", MODEL_A),
+            ("ModelMetadata", message("inference.ModelMetadataRequest")(name=str(number) * 20_000)),
+        ):
+            headers = {b"authorization": b"Bearer" + (20_000 + number) * b" " + KEYS[0]}
+            send(application, method, asked, headers)
+        named = message("inference.ModelInferRequest")(model_name=f"a{number}" * 20_000)
+        send(application, "ModelInfer", named, {b"authorization": b"Bearer " + KEYS[1]})
+
+    ask(0)  # creates what is created once
+    await asyncio.sleep(0)
+    tracemalloc.start()
+    try:
+        for number in range(1, 50):
+            ask(number)
+        await asyncio.sleep(0)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()
+
+
+def send(application: Application, method: str, asked: Any, headers: dict[bytes, bytes]) -> CertifiedCall:
+    call = CertifiedCall(headers)
+    application.rpc[OIP + method.encode()].handler(call, asked.SerializeToString())  # type: ignore[arg-type]
+    return call
