@@ -9,9 +9,11 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
 from fake_models import OIP, Caller, make_caller
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from backline.dialects.open_inference.grpc.messages import GrpcReader
+from backline.engine.errors import BacklineError
 from backline.engine.values.datatypes import DataType
 from backline.protos import message
 
@@ -255,3 +257,99 @@ def test_any_data_is_at_most_a_clients_fault(value: object, shape: list[int], da
 def test_any_path_is_at_most_a_clients_fault(path: str) -> None:
     answer = CALLER.http("GET", "/" + path.encode("utf-8", "replace").decode()).answer
     assert answer.status < 500 or answer.status == 501
+
+
+def field(number: int, content: bytes, longer: int = 0) -> bytes:
+    """A length-delimited field, whose length is `longer` bytes longer than necessary."""
+    length = bytearray()
+    left = len(content)
+    while left > 127 or longer:
+        if left < 128:
+            longer -= 1
+        length.append(left & 127 | 128)
+        left >>= 7
+    return bytes([number << 3 | 2, *length, left]) + content
+
+
+REQUEST = message("inference.ModelInferRequest")
+DECLARED = [
+    REQUEST(inputs=[{"name": name, "datatype": datatype, "shape": shape, **more}]).SerializeToString()
+    for name in ("A", "B")
+    for datatype, shape in (("INT32", [2]), ("INT8", [8]), ("INT8", [2, 4]), ("INT32", [0]), ("BYTES", [1]))
+    for more in (
+        {},
+        {"contents": {"int_contents": [1, 2]}},
+        {"parameters": {"shared_memory_region": {"string_param": "r"}}},
+    )
+]
+OTHERS = [
+    field(1, b"m"),
+    field(1, b"n"),
+    field(2, b"1"),
+    field(3, b""),
+    field(3, b"x"),
+    field(3, b"\xff"),
+    field(7, b""),
+    field(7, bytes(8)),
+    field(7, bytes(7)),
+    field(7, bytes(8), longer=1),
+    field(9, b"unknown"),
+    b"\x08\x01",  # the number of the model's name, with another type
+    b"\xba\x00" + field(7, bytes(8))[1:],  # the tag of raw contents, longer than necessary
+    REQUEST(parameters={"priority": {"int64_param": 1}}).SerializeToString(),
+    REQUEST(outputs=[{"name": "Y"}]).SerializeToString(),
+]
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[bytes]:
+    """Messages that begin alike: most have one input and end with its contents."""
+    begin = field(1, b"m") + draw(st.sampled_from(DECLARED[::3]))
+    longer = draw(st.integers(0, 2))
+    found = []
+    for _ in range(draw(st.integers(2, 6))):
+        content = draw(st.sampled_from([b"", b"\x04\x00\x00\x00abcd"]) | st.binary(min_size=8, max_size=8))
+        parts = [begin, field(7, content, longer)]
+        for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+            parts.insert(draw(st.integers(0, len(parts))), draw(st.sampled_from(OTHERS + DECLARED)))
+        whole = b"".join(parts)
+        found.append(draw(mutated(whole)) if draw(st.integers(0, 4)) == 4 else whole)
+    return found
+
+
+def read_by(reader: GrpcReader, received: bytes) -> object:
+    """What a reader makes of a message, as values."""
+    try:
+        plan, id, tensors = reader.read(received, {}, "", "", False)
+    except BacklineError as error:
+        return type(error), error.message
+    slots = {name for kind in type(plan).__mro__ for name in getattr(kind, "__slots__", ())}
+    planned = {name: getattr(plan, name) for name in slots - {"inputs", "single", "shared"}}
+    inputs = [(spec.name, spec.datatype, spec.shape) for spec in plan.inputs]
+    read = [(name, one.name, one.datatype, one.shape, one.data.tolist()) for name, one in tensors.items()]
+    return planned, inputs, plan.single is None, id, read
+
+
+def of_bytes(count: int) -> bytes:
+    """A message up to its contents: `count` numbers of a byte."""
+    input = {"name": "A", "datatype": "INT8", "shape": [count]}
+    return field(1, b"m") + REQUEST(inputs=[input]).SerializeToString() + bytes([7 << 3 | 2, count])
+
+
+@settings(max_examples=400)
+@example(received=[of_bytes(8) + bytes(8), of_bytes(9) + bytes(9), of_bytes(8) + bytes(9)])
+@example(received=[field(3, b"x") + of_bytes(8) + bytes(8)])
+@given(received=alike())
+def test_a_grpc_request_is_read_alike_whatever_was_read_before(received: list[bytes]) -> None:
+    reader = GrpcReader(CALLER.engine)
+    for one in received * 2:
+        assert read_by(reader, one) == read_by(GrpcReader(CALLER.engine), one)
+
+
+def test_a_repeated_grpc_request_is_recognised_by_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = GrpcReader(CALLER.engine)
+    begin = field(1, b"m") + DECLARED[0]
+    read_by(reader, begin + field(7, bytes(8)))
+    monkeypatch.setattr(reader, "_read", None)
+    *_, read = read_by(reader, begin + field(7, b"\x01\0\0\0\x02\0\0\0"))  # type: ignore[misc]
+    assert read == [("A", "A", DataType.INT32, (2,), [1, 2])]

@@ -28,6 +28,9 @@ _SUBPROTOCOL = b"backline.bearer."
 _SUBPROTOCOLS = b"sec-websocket-protocol"
 #: The maximum number of remembered credentials. A remembered credential is not hashed or verified again.
 _MAX_REMEMBERED = 4096
+#: The maximum size in bytes of a field with a credential that is remembered: enough for every token. Holders
+#: of a key could otherwise fill the memory with other spellings, because a field may have many spaces.
+_MAX_REMEMBERED_SIZE = 8 * 1024 + 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ class Access:
                 "the key is unknown to this server, or it has been revoked; ask the server's operator for"
                 " a valid key"
             )
-        return self._known.keep(given, identity)
+        return identity if len(given) > _MAX_REMEMBERED_SIZE else self._known.keep(given, identity)
 
     def _holder(self, certificate: Certificate | None) -> Identity:
         """Returns the identity of a client with this certificate."""

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from backline.access.quota import Meter, Quota
 from backline.access.scope import EVERYBODY, Scope
 from backline.engine.errors import Forbidden, Unauthenticated
+from backline.engine.names import LONGEST_NAME
 from backline.engine.ticket import Ticket
 from backline.memo import Memo
 
@@ -130,7 +131,9 @@ class Identity:
         known = self._allowed.get((scope, model))
         if known is None:
             known = any(grant.covers(scope, model) for grant in self.grants)
-            self._allowed.keep((scope, model), known)
+            # Security: clients choose the name, which in a gRPC message may have megabytes.
+            if model is None or len(model) <= LONGEST_NAME:
+                self._allowed.keep((scope, model), known)
         return known
 
     def require(self, scope: Scope, model: str | None) -> None:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from math import ceil, inf
 
 from backline.engine.errors import BacklineError, QuotaExceeded
+from backline.engine.names import LONGEST_NAME
 from backline.engine.ticket import InFlight, Listener, Ticket
 from backline.engine.values.messages import InferResponse
 from backline.memo import Memo
@@ -305,7 +306,10 @@ class Meter:
                 Further(others).follow(ticket)
 
     def _find(self, model: str | None) -> Sequence[Limit]:
-        return self._of.keep(model, [limit for limit in self._limits if limit.quota.covers(model)])
+        found = [limit for limit in self._limits if limit.quota.covers(model)]
+        if model is None or len(model) <= LONGEST_NAME:  # see Identity.may
+            self._of.keep(model, found)
+        return found
 
     def standing(self, now: float) -> tuple[int, int, int, int] | None:
         """Returns the state of the rate limit on requests to all models, for header fields.

@@ -323,11 +323,11 @@ class _IdentifyingHandler(_HttpHandler):
             raise
         if target.scope in EVERYBODY:
             return handler, False
-        if identity.lasts and len(path) <= MAX_REMEMBERED_SIZE:
+        given = request.headers.get(AUTHORIZATION, b"")
+        if identity.lasts and len(path) <= MAX_REMEMBERED_SIZE and len(given) <= MAX_REMEMBERED_SIZE:
             # A request without a key or token may come from any certificate's holder, so these are remembered
             # by their identity only.
-            given = request.headers.get(AUTHORIZATION)
-            self._admitted.keep((identity if given is None else given, method, path), (identity, handler))
+            self._admitted.keep((given or identity, method, path), (identity, handler))
         return handler, True
 
 
@@ -394,7 +394,9 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
                 identity.require(scope, model_name(received))
             elif model_of is None and identity.lasts:
                 # As in `_IdentifyingHandler._check`: without a key or token, only the identity is remembered.
-                admitted.keep(call.metadata.get(AUTHORIZATION) or identity, identity)
+                given = call.metadata.get(AUTHORIZATION, b"")
+                if len(given) <= MAX_REMEMBERED_SIZE:
+                    admitted.keep(given or identity, identity)
         return identity
 
     def handle(call: UnaryCall, received: Buffer) -> None:

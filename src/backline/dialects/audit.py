@@ -38,7 +38,8 @@ _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
 #: Seconds after which the number of suppressed refusals is logged.
 _SUMMARY = 1.0
-#: The maximum length, in characters, of the logged reason for a refusal; longer reasons are truncated.
+#: The maximum length in characters of the model's name and of the reason in a logged refusal. Longer texts
+#: are truncated.
 _LONGEST = 512
 
 
@@ -109,7 +110,9 @@ class Audit:
             self._refused(identity, caller.peer, route, model, error.public_message)
 
     def _refused(self, identity: str, peer: str, route: str, model: str | None, detail: str) -> None:
-        attempt = Attempt(time.time(), "refused", route, identity, peer, model or "", detail[:_LONGEST])
+        attempt = Attempt(
+            time.time(), "refused", route, identity, peer, (model or "")[:_LONGEST], detail[:_LONGEST]
+        )
         if self._limit.admits(attempt, time.monotonic()):
             self._note(attempt)
         elif self._timer is None:
