@@ -49,9 +49,17 @@ class _Imports:
 
     def __init__(self) -> None:
         self._lock = RLock()
+        #: The modules that `load` has imported, because each load of a model asks for its runtime.
+        self._imported: dict[str, Any] = {}
         self.grown = 0
 
     def load(self, module: str) -> Any:
+        found = self._imported.get(module)
+        if found is None:
+            found = self._imported[module] = self._import(module)
+        return found
+
+    def _import(self, module: str) -> Any:
         if module in sys.modules:
             return import_module(module)
         with self._lock:  # one import at a time, so that the growth of each can be measured

@@ -125,11 +125,23 @@ class Servable(ShownVersion):
         #: The tasks that change the number of worker processes.
         self._resizing: set[asyncio.Task[None]] = set()
 
-    def held(self) -> HeldVersion:
-        """Returns this load in the form that the planner needs."""
-        model = self.model
+    @property
+    def settings(self) -> ModelConfig:
+        """The configuration as written, without settings that the model's own code added."""
+        return self._config
+
+    def held(self, replaced_by: frozenset[str], *, dismissed: bool) -> HeldVersion:
+        """Returns this load in the form that the planner needs; see HeldVersion."""
         return HeldVersion(
-            self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
+            self.key,
+            self.model.name,
+            self.model.version,
+            self.fingerprint,
+            self.phase,
+            self._config,
+            self.retry_at,
+            replaced_by,
+            dismissed,
         )
 
     @property
