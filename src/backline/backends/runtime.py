@@ -49,13 +49,13 @@ class _Imports:
 
     def __init__(self) -> None:
         self._lock = RLock()
-        #: The modules that `load` has imported, because each load of a model asks for its runtime.
+        #: The modules whose import is complete. A module in sys.modules may still be being imported.
         self._imported: dict[str, Any] = {}
         self.grown = 0
 
     def load(self, module: str) -> Any:
         found = self._imported.get(module)
-        if found is None:
+        if found is None or sys.modules.get(module) is not found:
             found = self._imported[module] = self._import(module)
         return found
 
