@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from backline.lifecycle.loading import loaded_here
 from lifecycle.conftest import Home
 from support import models
 from support.calls import CallCounter
@@ -11,10 +14,13 @@ from support.calls import CallCounter
 MODELS = 20
 #: The most calls of Python functions that a start may make for each small ONNX model whose measurements are
 #: known. A call takes about 0.7 us of a start: before you raise the number, see what the added calls buy.
-MOST_CALLS = 1_400
+MOST_CALLS = 1_260
 
 
-async def test_a_start_makes_few_calls_for_each_known_model(repository: Path, home: type[Home]) -> None:
+async def test_a_start_makes_few_calls_for_each_known_model(
+    repository: Path, home: type[Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_here, "SLOW_FIRST_RUN", 60.0)  # a busy machine may make these runs slow
     for number in range(MODELS):
         models.add1(repository, name=f"m{number}")
     measured = repository.parent / "state" / "measured"

@@ -103,14 +103,21 @@ def check_model(path: Path) -> ModelFile:
     with _opened(path) as content:
         _check_top_level(path, content)
         size = len(content)
+        todo = [("Model", 0, size, 0)]
         try:
-            for message, field, start, stop in _parts(content):
-                if message == "Node":
-                    loops = loops or (field == _OP_TYPE and content[start:stop] == b"Loop")
-                elif _PATHS[message].get(field) == "Entry":
-                    entry = {number: content[a:b] for number, a, b in _fields(content, start, stop)}
-                    if entry.get(_KEY) == b"location":
-                        locations.add(entry.get(_VALUE, b"").decode("utf-8", "surrogateescape"))
+            while todo:
+                message, at, end, depth = todo.pop()
+                inner = _PATHS[message]
+                for field, start, stop in _fields(content, at, end):
+                    kind = inner.get(field)
+                    if kind == "Entry":
+                        entry = {number: content[a:b] for number, a, b in _fields(content, start, stop)}
+                        if entry.get(_KEY) == b"location":
+                            locations.add(entry.get(_VALUE, b"").decode("utf-8", "surrogateescape"))
+                    elif kind is not None and depth < _DEEPEST:
+                        todo.append((kind, start, stop, depth + 1))
+                    elif message == "Node" and field == _OP_TYPE and content[start:stop] == b"Loop":
+                        loops = True
         except (IndexError, ValueError):
             return ModelFile(loops=True, size=size)  # not valid protobuf, which the runtime will report
     for location in locations:
@@ -204,22 +211,6 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError):  # a symbolic link loop
         return Path("/")
-
-
-def _parts(content: _Bytes) -> Iterator[tuple[str, int, int, int]]:
-    """Yields each length-delimited field of the messages that can contain tensors or nodes.
-
-    A field is given as the type of its message, its number, its start and its end.
-    """
-    todo = [("Model", 0, len(content), 0)]
-    while todo:
-        message, at, end, depth = todo.pop()
-        paths = _PATHS[message]
-        for field, start, stop in _fields(content, at, end):
-            yield message, field, start, stop
-            inner = paths.get(field)
-            if inner not in (None, "Entry") and depth < _DEEPEST:
-                todo.append((inner, start, stop, depth + 1))
 
 
 def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:

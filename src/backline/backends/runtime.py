@@ -49,9 +49,17 @@ class _Imports:
 
     def __init__(self) -> None:
         self._lock = RLock()
+        #: The modules whose import is complete. A module in sys.modules may still be being imported.
+        self._imported: dict[str, Any] = {}
         self.grown = 0
 
     def load(self, module: str) -> Any:
+        found = self._imported.get(module)
+        if found is None or sys.modules.get(module) is not found:
+            found = self._imported[module] = self._import(module)
+        return found
+
+    def _import(self, module: str) -> Any:
         if module in sys.modules:
             return import_module(module)
         with self._lock:  # one import at a time, so that the growth of each can be measured

@@ -140,6 +140,14 @@ def plan(
 
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[HeldVersion]) -> list[Action]:
+    leaving = [
+        (one, goal)
+        for one in held
+        if one.phase is VersionPhase.READY
+        and ((goal := goals.get((one.name, one.version, one.fingerprint))) is None or not goal.loaded)
+    ]
+    if not leaving:  # the usual case, in which the sets below would take most of the time of a plan
+        return []
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
     # The wanted versions that can take requests now.
     answering = {
@@ -151,12 +159,7 @@ def _unloads(goals: dict[_Identity, Wanted], held: Collection[HeldVersion]) -> l
     models = {name for name, _ in replaced}
     answering_models = {name for name, _ in answering}
     actions: list[Action] = []
-    for one in held:
-        if one.phase is not VersionPhase.READY:
-            continue
-        goal = goals.get((one.name, one.version, one.fingerprint))
-        if goal is not None and goal.loaded:
-            continue
+    for one, goal in leaving:
         if goal is not None or one.name not in models or one.dismissed:
             free = True
         elif (one.name, one.version) in replaced:

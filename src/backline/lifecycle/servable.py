@@ -75,7 +75,8 @@ class Servable(ShownVersion):
         and `on_redescribed` with this object when the servers of a remote model have changed the model, so
         that the version must be loaded again.
         """
-        super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
+        model = Model(config.name, version.version, config, statistics=statistics or ModelStatistics())
+        super().__init__(model, VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
         self.attempt = attempt
@@ -107,8 +108,6 @@ class Servable(ShownVersion):
         self.measured: Measured | None = None
         #: The memory that the loaded model holds; None before it is loaded.
         self.memory: LoadMemory | None = None
-        if statistics is not None:
-            self.model.statistics = statistics
         self._shared = shared
         #: The configuration as written, without settings that the model's own code added.
         self._config = config
@@ -125,11 +124,23 @@ class Servable(ShownVersion):
         #: The tasks that change the number of worker processes.
         self._resizing: set[asyncio.Task[None]] = set()
 
-    def held(self) -> HeldVersion:
-        """Returns this load in the form that the planner needs."""
-        model = self.model
+    @property
+    def settings(self) -> ModelConfig:
+        """The configuration as written, without settings that the model's own code added."""
+        return self._config
+
+    def held(self, replaced_by: frozenset[str], *, dismissed: bool) -> HeldVersion:
+        """Returns this load in the form that the planner needs; see HeldVersion."""
         return HeldVersion(
-            self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
+            self.key,
+            self.model.name,
+            self.model.version,
+            self.fingerprint,
+            self.phase,
+            self._config,
+            self.retry_at,
+            replaced_by,
+            dismissed,
         )
 
     @property

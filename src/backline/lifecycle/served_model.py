@@ -109,10 +109,8 @@ class ServedModel:
         nothing: frozenset[str] = frozenset()
         dismissed = nothing if self.target is None else self.target.removed
         return [
-            replace(
-                one.held(),
-                replaced_by=self._replaced_by.get(one.model.version, nothing),
-                dismissed=one.model.version in dismissed,
+            one.held(
+                self._replaced_by.get(one.model.version, nothing), dismissed=one.model.version in dismissed
             )
             for one in self.held.values()
         ]
@@ -236,7 +234,7 @@ class ServedModel:
         have left the repository.
         """
         return [
-            Wanted(self.name, one.model.version, one.fingerprint, one.held().settings)
+            Wanted(self.name, one.model.version, one.fingerprint, one.settings)
             for one in self.held.values()
             if one.phase is VersionPhase.READY and one.model.version in versions
         ]

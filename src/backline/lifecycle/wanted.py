@@ -49,7 +49,7 @@ class Source:
     @property
     def versions(self) -> tuple[str, ...]:
         """All versions in the repository, oldest first."""
-        return tuple(version.version for version in self.found.versions)
+        return tuple([version.version for version in self.found.versions])
 
     def with_version_of(self, newer: Source, version: str) -> Source:
         """Returns this source with one version taken from `newer`, the result of a later scan."""

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
-from types import NoneType
-from typing import Final
+from typing import Any, Final
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
@@ -47,19 +46,18 @@ _RELEVANT: Final = tuple(
     field.name for field in fields(ModelConfig) if field.name not in _APPLIED_WITHOUT_LOAD
 )
 _values_of: Final = attrgetter(*_RELEVANT)
-#: The types of most values. Equal values of these types have the same repr().
-_PLAIN: Final = frozenset({str, int, bool, tuple, NoneType})
 
 
 def load_key(config: ModelConfig) -> str:
     """Returns a digest of a configuration. Two configurations have the same digest if a change from one to
     the other needs no load.
     """
-    relevant = [
-        (name, value if type(value) in _PLAIN and name != "instance_groups" else _relevant(value))
-        for name, value in zip(_RELEVANT, _values_of(config), strict=True)
+    # Most fields have their defaults, and a server may have thousands of models.
+    texts = [
+        text if type(value) is type(default) and value == default else _text(name, value)
+        for name, value, default, text in zip(_RELEVANT, _values_of(config), *_DEFAULTS, strict=True)
     ]
-    return _digest(repr(relevant))
+    return _digest(f"[{', '.join(texts)}]")
 
 
 def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
@@ -67,10 +65,12 @@ def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
     return _digest(repr([(path, files[path].identity) for path in sorted(files)]) + load_key(config))
 
 
-def _relevant(value: object) -> object:
-    if isinstance(value, tuple):
-        return _of_groups(value)
-    return sorted(value.items()) if isinstance(value, Mapping) else value
+def _text(name: str, value: Any) -> str:
+    if name == "instance_groups" and isinstance(value, tuple):
+        value = _of_groups(value)
+    elif isinstance(value, Mapping):
+        value = sorted(value.items())
+    return repr((name, value))
 
 
 def _of_groups(groups: Sequence[InstanceGroup]) -> object:
@@ -85,3 +85,7 @@ def _of_groups(groups: Sequence[InstanceGroup]) -> object:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+#: The defaults of the fields in _RELEVANT, and their texts.
+_DEFAULTS: Final = (_values_of(ModelConfig("")), tuple(map(_text, _RELEVANT, _values_of(ModelConfig("")))))

@@ -118,7 +118,7 @@ class Folder:
 
     def join(self, path: str) -> str:
         """Converts a path below this folder to a path below the root."""
-        return "/".join(part for part in (self.path, path) if part)
+        return f"{self.path}/{path}" if self.path and path else self.path or path
 
 
 #: The maximum number of names that `some_of` lists.

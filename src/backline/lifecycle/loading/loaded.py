@@ -56,12 +56,11 @@ def check_measured(measured: Measured) -> None:
     them.
     """
     times = measured.times
-    sizes = set(times.seconds)
-    if (sizes and 1 not in sizes) or not all(1 <= size <= LARGEST_BATCH for size in sizes):
+    sizes = times.seconds.keys()
+    if sizes and not min(sizes) == 1 <= max(sizes) <= LARGEST_BATCH:
         raise ValueError(f"it has run times for impossible batch sizes: {sorted(sizes)}")
-    if not all(
-        math.isfinite(taken) and taken >= 0 for taken in (*times.seconds.values(), times.grown, times.first)
-    ):
+    taken = (*times.seconds.values(), times.grown, times.first)
+    if not math.isfinite(sum(taken)) or min(taken) < 0:
         raise ValueError("a run time is negative or not finite")
     if not (0 <= times.spread_threads <= 1024 and math.isfinite(times.spread_seconds)):
         raise ValueError("its run time on several threads is out of range")

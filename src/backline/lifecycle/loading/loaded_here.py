@@ -5,6 +5,7 @@ request.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from backline.lifecycle.loading.run_time import (
     SLOW_FIRST_RUN,
     SPREAD_RUN,
     RunPlan,
+    first_run,
     format_seconds,
     measure,
     plan,
@@ -129,18 +131,22 @@ class LoadedHere(LoadedVersion):
             idempotent=config.idempotent is not False,
         )
 
-    def make_first_runs(self, samples: Samples) -> None:
+    def make_first_runs(self, samples: Samples) -> LoadedHere:
         """Makes the first runs of a model in the inline lane on this thread, because they could block the
         event loop.
 
         Some runtimes optimise the graph in the first runs, which can then take a hundred times as long as a
         later run. A model whose first runs were measured to be fast is not run, because a server may have
-        thousands of such models. `samples` are the user's inputs. Raises Internal if all inputs make the
-        model fail in the same way.
+        thousands of such models. `samples` are the user's inputs.
+
+        Returns this model. If its first runs were fast this time, its measurements now say so, and later
+        loads make no runs: they had looked slow only because other loads kept the interpreter busy. Raises
+        Internal if all inputs make the model fail in the same way.
         """
         times = self.measured.times
         if self.lane != "inline" or (times.seconds and times.first <= SLOW_FIRST_RUN):
-            return
+            return self
+        slowest = 0.0
         for replica in self.replicas.values():
             runs = TrialRuns(self.view.alone(replica))
             batched = self.max_batch_size > 0
@@ -148,8 +154,14 @@ class LoadedHere(LoadedVersion):
                 runs, batched=batched, samples=fitting(runs.signature, samples, batched=batched)
             )
             runs.check_failures(batched=batched)
-            if trial is not None:
-                repeat(runs, trial, self.batch_limit if batched else 1)
+            if trial is None:
+                slowest = math.inf
+                continue
+            repeat(runs, trial, self.batch_limit if batched else 1)
+            slowest = max(slowest, first_run(runs, trial, times.seconds.get(1, 0.0)))
+        if not times.seconds or slowest > SLOW_FIRST_RUN:
+            return self
+        return replace(self, measured=replace(self.measured, times=replace(times, first=slowest)))
 
     def lone_runs(self) -> Iterable[Run]:
         return [self.view.alone(copy).run for copy in self._copies]

@@ -146,9 +146,7 @@ def load(
             pools=tuple(pools),
             run_cores=options.run_cores,
         )
-        if known is not None:
-            version.make_first_runs(samples)
-        return version
+        return version if known is None else version.make_first_runs(samples)
     except BaseException:
         for one in loaded:
             one.close()

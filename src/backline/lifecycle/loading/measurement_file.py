@@ -73,7 +73,7 @@ class MeasurementFile:
     def __init__(
         self, state_folder: Path, config: ModelConfig, version: str, content: Callable[[], Content | None]
     ) -> None:
-        name = sha256(repr((config.name, version)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        name = _digest((config.name, version))[:32]
         # The path is text, because pathlib objects would take a fortieth of the load time of a small model.
         self._file = os.path.join(state_folder, _FOLDER, f"{name}.json")
         self._config = config
@@ -161,9 +161,12 @@ class MeasurementFile:
         self.hold()
         if self._content is None:
             return ""
-        machine = (platform.machine(), usable_cores())
-        parts = (self._content.digest, load_key(self._config), _packages(), machine)
-        return sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+        parts = (self._content.digest, load_key(self._config), _digest_of_packages(), usable_cores())
+        return _digest(parts)
+
+
+def _digest(parts: object) -> str:
+    return sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def device_names(placed: Places) -> tuple[str, ...]:
@@ -172,8 +175,9 @@ def device_names(placed: Places) -> tuple[str, ...]:
 
 
 @cache
-def _packages() -> list[str]:
-    """Returns the installed packages with their versions, as folder names such as "numpy-2.3.0.dist-info".
+def _digest_of_packages() -> str:
+    """Returns a digest of the kind of processor, and of the installed packages with their versions, which are
+    known from the names of their folders, such as "numpy-2.3.0.dist-info".
 
     Only the names of the metadata folders are read, because opening each package's metadata would take 0.1 s.
     """
@@ -181,4 +185,4 @@ def _packages() -> list[str]:
     for folder in sys.path:
         with suppress(OSError):
             found.update(name for name in os.listdir(folder or ".") if name.endswith(_METADATA))
-    return sorted(found)
+    return _digest((platform.machine(), sorted(found)))

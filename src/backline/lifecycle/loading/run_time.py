@@ -136,11 +136,15 @@ def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTime
     except BacklineError:
         return RunTimes({})
     elements = sum(array.size for array in trial.inputs.values())
+    first = first_run(runs, trial, alone.seconds)
+    return RunTimes(seconds, grown, elements, alone.computing < _WAITING, first=first)
+
+
+def first_run(runs: TrialRuns, trial: Trial, alone: float) -> float:
+    """Returns by how many seconds the slowest run of an item, usually the first, exceeded `alone`."""
     # Only the time in which the process computed counts, because waiting may be the fault of a busy machine.
-    first = max(time.seconds * min(1.0, time.computing) for time in runs.times_of(trial.inputs))
-    return RunTimes(
-        seconds, grown, elements, alone.computing < _WAITING, first=max(0.0, first - alone.seconds)
-    )
+    slowest = max(time.seconds * min(1.0, time.computing) for time in runs.times_of(trial.inputs))
+    return max(0.0, slowest - alone)
 
 
 def time_spread(model: Tried, trial: Trial, alone: float) -> float | None:

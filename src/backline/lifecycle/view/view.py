@@ -57,7 +57,10 @@ class View:
 
     def stage(self, kind: type[Kind]) -> Kind:
         """Returns the stage of this type, which must be in the list."""
-        return next(stage for stage in self._stages if isinstance(stage, kind))
+        for stage in self._stages:
+            if isinstance(stage, kind):
+                return stage
+        raise LookupError(kind)
 
     def wrap(self, model: AnyModel) -> AnyModel:
         """Wraps a backend's model in all stages except the per-request ones. Instances run batches on the

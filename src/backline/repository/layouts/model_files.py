@@ -27,7 +27,8 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
         return ""  # an ensemble has no file
     if wanted := config.default_model_filename:
         return _usable(listing, wanted) if wanted in listing.files or wanted in listing.folders else None
-    formats = sorted(formats, key=lambda form: form.backend != config.backend)
+    if config.backend:
+        formats = sorted(formats, key=lambda form: form.backend != config.backend)
     for form in formats:
         if not form.filenames and not form.suffixes and form.backend == config.backend:
             return ""  # the backend needs no file
