@@ -278,23 +278,30 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
-    datatype = tensor.datatype
-    if datatype in _BINARY_ONLY:
+    if tensor.datatype is DataType.BYTES:
+        return [json_text(text) for text in read_texts(tensor)]
+    return msgspec.Raw(encode_numbers(tensor))
+
+
+def encode_numbers(tensor: Tensor) -> bytes:
+    """Returns the elements of a tensor of numbers or booleans as the JSON text of a flat list.
+
+    Raises InvalidArgument for datatypes that JSON cannot represent.
+    """
+    if tensor.datatype in _BINARY_ONLY:
         raise InvalidArgument(
-            f"sending {datatype.name} data via JSON is not supported. Please use the binary data"
+            f"sending {tensor.datatype.name} data via JSON is not supported. Please use the binary data"
             f" format for output {tensor.name}"
         )
     data = tensor.data
-    if datatype is DataType.BYTES:
-        return [json_text(text) for text in read_texts(tensor)]
     text = write_numbers(data)
     if _N not in text or data.dtype.kind != "f":  # no number has become null
-        return msgspec.Raw(text)
+        return text
     flat = data.reshape(-1)
     pieces = (
         _encode_words(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE)
     )
-    return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
+    return b"[" + b",".join(pieces) + b"]"
 
 
 def _encode_words(values: list[float]) -> bytes:
