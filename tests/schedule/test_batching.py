@@ -326,6 +326,28 @@ def test_a_group_grows_at_once_and_shrinks_slowly() -> None:
     assert brief.group == pytest.approx(16, abs=0.1)
 
 
+def test_on_the_event_loop_a_nearly_full_batch_waits_for_one_turn() -> None:
+    fresh = Gathering()
+    assert [fresh.fills(queued, 64) for queued in (63, 64, 60, 62, 62, 63)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "nearly_full"),
+    [(BatchPolicy(64), 40), (BatchPolicy(8), 8), (BatchPolicy(1), 8), (BatchPolicy(64, delay_ns=1), 64)],
+)
+def test_small_batches_and_batches_with_a_delay_are_never_nearly_full(
+    policy: BatchPolicy, nearly_full: int
+) -> None:
+    assert policy.nearly_full == nearly_full
+
+
 @given(st.integers(1, 64), st.lists(st.tuples(st.integers(1, 64), st.integers(0, LONGEST_GATHERING_NS // 4))))
 def test_a_batch_gathers_for_a_limited_time(last: int, turns: list[tuple[int, int]]) -> None:
     brief = gathering(last)

@@ -161,6 +161,22 @@ def test_after_brief_runs_a_group_of_requests_runs_while_the_loop_receives_the_o
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("first", "batches"), [(14, [16]), (10, [10, 6])])
+def test_on_the_event_loop_a_nearly_full_batch_waits_for_late_requests(
+    first: int, batches: list[int]
+) -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(16))
+        answers = [bench.ask(1)[1] for _ in range(first)]
+        await asyncio.sleep(0)
+        answers += [bench.ask(1)[1] for _ in range(16 - first)]
+        await asyncio.gather(*answers)
+        assert bench.model.batches == batches
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_full_queue_refuses_at_once() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, queue=QueueSettings(QueuePolicy(2)))

@@ -45,6 +45,9 @@ class BatchPolicy:
     takes_all: bool = field(init=False)
     #: Whether a batch may gather the requests of several turns of the event loop.
     gathers: bool = field(init=False)
+    #: On the event loop, a batch with more requests than this, but fewer than the maximum, waits for one
+    #: further turn (see Gathering.fills).
+    nearly_full: int = field(init=False)
 
     def __post_init__(self) -> None:
         whole = not self.preferred or self.preferred == (self.max_items,)
@@ -52,6 +55,8 @@ class BatchPolicy:
         # The scheduler reads these several times for each batch, so they are fields rather than properties.
         object.__setattr__(self, "takes_all", takes_all)
         object.__setattr__(self, "gathers", takes_all and self.max_items > 1)
+        nearly_full = max(SMALLEST_GROUP, self.max_items * 5 // 8) if takes_all else self.max_items
+        object.__setattr__(self, "nearly_full", nearly_full)
 
 
 @dataclass(slots=True)
@@ -83,6 +88,10 @@ class Gathering:
 
     A client that sends one request at a time is not delayed: a single request does not wait after a run that
     was not brief, or that was itself for a single request.
+
+    A run on the event loop stops the loop from serving anybody. A request that arrives just too late for such
+    a run has to wait for the next one too, so its latency is almost twice that of the others. So a nearly
+    full batch waits for one turn: while the loop read its requests, the missing ones have probably arrived.
     """
 
     __slots__ = ("_seen", "_share", "_until_ns", "group", "last")
@@ -130,6 +139,11 @@ class Gathering:
             self._until_ns = now_ns + LONGEST_GATHERING_NS
         self._seen = queued
         return True
+
+    def fills(self, queued: int, max_items: int) -> bool:
+        """Returns whether a nearly full batch, which will run on the event loop, waits for another turn."""
+        self._seen = 0 if self._seen or queued >= max_items else queued
+        return self._seen > 0
 
 
 def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:

@@ -54,11 +54,11 @@ class Scheduler(Owner):
 
     A free instance takes the requests that have been queued by the end of the current turn of the loop, so
     that requests that arrive together run together. The next batch starts in the next turn, so that the loop
-    serves sockets between the batches of an inline model. If runs outside the loop are brief, a batch may
-    gather requests for a few more turns (see Gathering). A queued request is refused as soon as its deadline
-    passes, even while all instances are busy. A request that is cancelled leaves the queue immediately. A
-    running batch is abandoned once all its requests are cancelled. With `preserve_ordering`, responses are
-    sent in the order in which requests started.
+    serves sockets between the batches of an inline model. A nearly full batch, or one that follows a brief
+    run outside the loop, may gather requests for a few more turns (see Gathering). A queued request is
+    refused as soon as its deadline passes, even while all instances are busy. A request that is cancelled
+    leaves the queue immediately. A running batch is abandoned once all its requests are cancelled. With
+    `preserve_ordering`, responses are sent in the order in which requests started.
     """
 
     __slots__ = (
@@ -293,7 +293,7 @@ class Scheduler(Owner):
         if not self._idle:
             return
         now = monotonic_ns()
-        if self._gathering.last and self._gathers(now):
+        if (self._gathering.last or queue.size > self._policy.nearly_full) and self._gathers(now):
             self._scheduled = True
             self._turn.soon(self._dispatch, self._loop)
             return
@@ -318,6 +318,9 @@ class Scheduler(Owner):
         """Returns whether the next batch waits for the requests of another turn."""
         policy = self._policy
         queued = self._queue.size
+        if not self._idle[-1].off_loop:
+            # The steps of an ensemble that follow a batch do not arrive one by one.
+            return not self._turn.answering and self._gathering.fills(queued, policy.max_items)
         return queued < policy.max_items and policy.gathers and self._gathering.goes_on(queued, now)
 
     def _start_others(self, began: int) -> None:

@@ -24,10 +24,11 @@ class Turn:
     on an event loop share one Turn.
     """
 
-    __slots__ = ("_answering", "_following", "_next")
+    __slots__ = ("_following", "_next", "answering")
 
     def __init__(self) -> None:
-        self._answering = False
+        #: Whether the requests of a batch are being completed, or the batches that follow them run.
+        self.answering = False
         self._following = False
         self._next: deque[Callable[[], None]] = deque()
 
@@ -44,7 +45,7 @@ class Turn:
 
     def submit_step(self, submit: Callable[[Ticket], None], ticket: Ticket) -> None:
         """Submits the request of a step of an ensemble. Raises the errors that `submit` raises."""
-        self._following = self._answering
+        self._following = self.answering
         try:
             submit(ticket)
         finally:
@@ -55,7 +56,7 @@ class Turn:
 
         If this method returns True, the caller must call `end_completions` after the completions.
         """
-        begun, self._answering = self._answering, True
+        begun, self.answering = self.answering, True
         return not begun
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -69,7 +70,7 @@ class Turn:
                 while following and monotonic_ns() < until:
                     following.popleft()()
         finally:
-            self._answering = False
+            self.answering = False
             while following:
                 loop.call_soon(following.popleft())
 

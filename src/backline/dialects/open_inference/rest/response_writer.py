@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from backline.decodable import decodable
-from backline.dialects.json_data import encode_data
+from backline.dialects.json_data import encode_data, encode_numbers
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest.messages import HEADER_LENGTH
@@ -87,7 +87,7 @@ class RestWriter:
 
     def _write_numbers(self, response: InferResponse, tensor: Tensor) -> list[Buffer]:
         """Returns the JSON of a response whose only output is numeric."""
-        elements = bytes(encode_data(tensor))
+        elements = encode_numbers(tensor)
         key = (response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.shape)
         head = self._json_heads.get(key)
         if head is None:
