@@ -64,6 +64,16 @@ async def test_answers_come_one_by_one(caller: Caller) -> None:
             assert answer.infer_response.raw_output_contents[0] == (ROW + 1).tobytes()
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a%b", " a", "nope"])
+async def test_a_name_that_no_model_can_have_is_answered_in_its_turn(caller: Caller, name: str) -> None:
+    async with stream(caller) as call:
+        await call.requests.put(request(id="bad", model_name=name))
+        await call.requests.put(request(id="good"))
+        bad = await answer_of(call)
+        assert (bad.infer_response.id, bool(bad.error_message)) == ("bad", True)
+        assert (await answer_of(call)).infer_response.id == "good"
+
+
 async def test_requests_are_in_flight_together_and_answered_in_order(caller: Caller) -> None:
     queue = caller.engine.find("add1").queue
     queue.hold()
