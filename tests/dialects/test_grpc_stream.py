@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
-from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT
+from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT, Asked
 from backline.protos import message
 from backline.wire.application import RpcError
 
@@ -72,6 +73,20 @@ async def test_a_name_that_no_model_can_have_is_answered_in_its_turn(caller: Cal
         bad = await answer_of(call)
         assert (bad.infer_response.id, bool(bad.error_message)) == ("bad", True)
         assert (await answer_of(call)).infer_response.id == "good"
+
+
+async def test_a_refused_request_leaves_the_memory_without_the_collector(caller: Caller) -> None:
+    async with stream(caller) as call:
+        gc.collect()
+        gc.disable()
+        try:
+            for name in ("x" * 300, "nope", "failing"):
+                for _ in range(5):
+                    await call.requests.put(request(model_name=name))
+                    assert (await answer_of(call)).error_message
+            assert sum(type(one) is Asked for one in gc.get_objects()) <= 1
+        finally:
+            gc.enable()
 
 
 async def test_requests_are_in_flight_together_and_answered_in_order(caller: Caller) -> None:

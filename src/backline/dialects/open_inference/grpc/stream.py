@@ -286,6 +286,7 @@ class _Stream:
         while turns and turns[0].over:
             first = turns.popleft()
             self._ready.append((first.answer, first.error))
+            first.error = None  # its traceback refers to `first`, which holds the request
         self._answered.set()
 
     def _send(self, answer: bytes, error: BacklineError | None) -> None:
