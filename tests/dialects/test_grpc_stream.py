@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
-from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT
+from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT, Asked
 from backline.protos import message
 from backline.wire.application import RpcError
 
@@ -62,6 +63,30 @@ async def test_answers_come_one_by_one(caller: Caller) -> None:
             assert not answer.error_message
             assert answer.infer_response.id == str(number)
             assert answer.infer_response.raw_output_contents[0] == (ROW + 1).tobytes()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a%b", " a", "nope"])
+async def test_a_name_that_no_model_can_have_is_answered_in_its_turn(caller: Caller, name: str) -> None:
+    async with stream(caller) as call:
+        await call.requests.put(request(id="bad", model_name=name))
+        await call.requests.put(request(id="good"))
+        bad = await answer_of(call)
+        assert (bad.infer_response.id, bool(bad.error_message)) == ("bad", True)
+        assert (await answer_of(call)).infer_response.id == "good"
+
+
+async def test_a_refused_request_leaves_the_memory_without_the_collector(caller: Caller) -> None:
+    async with stream(caller) as call:
+        gc.collect()
+        gc.disable()
+        try:
+            for name in ("x" * 300, "nope", "failing"):
+                for _ in range(5):
+                    await call.requests.put(request(model_name=name))
+                    assert (await answer_of(call)).error_message
+            assert sum(type(one) is Asked for one in gc.get_objects()) <= 1
+        finally:
+            gc.enable()
 
 
 async def test_requests_are_in_flight_together_and_answered_in_order(caller: Caller) -> None:

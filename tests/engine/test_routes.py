@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import NotFound, Unavailable
+from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model import Model, ModelState
 from backline.engine.values.messages import InferRequest
 
@@ -100,3 +102,19 @@ def test_a_version_that_serves_requests_is_found_by_one_look_up(monkeypatch: pyt
     monkeypatch.delattr(Engine, "find")
 
     assert engine.find_ready("one") is engine.find_ready("one", "1") is model
+
+
+def test_the_characters_of_a_name_that_is_too_long_are_not_looked_at() -> None:
+    """A gRPC message may name a model of megabytes, and each character takes 80 ns."""
+
+    class Unread(str):
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("the characters were looked at")
+
+    engine = Engine()
+    add(engine, "m")
+    engine.refresh()
+    long = Unread("x" * 10_000)
+    for model, version in ((long, ""), ("m", long)):
+        with pytest.raises(InvalidArgument, match="is longer than 255 bytes"):
+            engine.find_ready(model, version)

@@ -19,6 +19,7 @@ from backline.engine.ticket import (
     RUNNING,
     TRANSITIONS,
     IllegalTransition,
+    InFlight,
     Listener,
     Owner,
     Ticket,
@@ -209,11 +210,41 @@ def test_a_stand_in_equals_its_ticket_except_for_the_changes() -> None:
     ticket.deadline, ticket.level, ticket.batch_size, ticket.batch_key = 4.0, 1, 3, "key"
     ticket.enqueue(Keeper())
     ticket.listen(Ear())
+    ticket.identity = "app"
+    flying = InFlight()
+    flying.count(ticket)
     other = ticket.stand_in(lambda *_: None, outputs=())
     fields = InferRequest.__struct_fields__
     changed = [name for name in fields if getattr(other.request, name) != getattr(request, name)]
     assert changed == ["outputs"]
-    fresh = {"_listeners", "_on_complete", "_on_response", "context", "flow", "owner", "request", "state"}
+    fresh = {
+        "_listeners",
+        "_on_complete",
+        "_on_response",
+        "context",
+        "flow",
+        "owner",
+        "request",
+        "state",
+        "counted",
+    }
     kept = [name for name in Ticket.__slots__ if name not in fresh]
     assert [getattr(other, name) for name in kept] == [getattr(ticket, name) for name in kept]
     assert (other.state, other.owner, other.listeners) == (NEW, None, ())
+    other.complete(response(), None)
+    assert flying.in_flight == 1  # only the ticket itself counts
+
+
+@pytest.mark.parametrize("end", ["complete", "expire", "cancel", "refuse"])
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_ticket_is_in_flight_until_its_first_end(end: str, heard: bool) -> None:
+    flying = InFlight()
+    ticket = in_state(QUEUED)
+    flying.count(ticket)
+    if heard:
+        ticket.listen(Ear())
+    assert flying.in_flight == 1
+    MOVES[end][1](ticket)
+    for late in HARMLESS:
+        MOVES[late][1](ticket)
+    assert flying.in_flight == 0

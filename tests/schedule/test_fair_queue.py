@@ -188,6 +188,16 @@ def test_cancelled_and_expired_requests_leave() -> None:
     assert queue.next(2.0) is None
 
 
+def test_an_expired_request_of_the_only_caller_is_reported_once() -> None:
+    late, first, second = ticket("a", deadline=1.0), ticket("a"), ticket("a")
+    queue = filled(late, first, second)
+    assert queue.take(1, 2.0) == ([first], 1)
+    assert (queue.size, queue.expired) == (1, [late])
+    queue.expired = []
+    assert queue.take(1, 2.0) == ([second], 1)
+    assert (queue.size, queue.expired) == (0, [])
+
+
 sizes = st.sampled_from([1, 1, 1, 2, 5])
 
 

@@ -45,13 +45,16 @@ def fault_in_name(name: str) -> str:
     """Returns what is wrong with a name, worded to follow a text such as "the name of the model"; empty if
     the name is valid.
     """
+    too_long = f"is longer than {LONGEST_NAME} bytes"
+    if len(name) > LONGEST_NAME:  # checked first, because clients may send names of megabytes
+        return too_long
     odd = sorted({c for c in name if c in _REFUSED_CHARACTERS or not c.isprintable()})
     if odd:
         return f"has {', '.join(map(repr, odd[:8]))}"
     if name != name.strip():
         return "has a space at its start or end"
     if len(name.encode()) > LONGEST_NAME:
-        return f"is longer than {LONGEST_NAME} bytes"
+        return too_long
     if not name:
         return "is empty"
     if name in {".", ".."}:

@@ -16,7 +16,7 @@ from backline.dialects.open_inference.grpc.messages import ModelPlan
 from backline.dialects.open_inference.grpc.wire_format import length_prefix
 from backline.dialects.open_inference.planning import FINAL
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, NotFound
+from backline.engine.errors import BacklineError
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
 from backline.fleet.loop_check import keep_route
@@ -212,7 +212,7 @@ class _Stream:
     def _is_decoupled(self, plan: ModelPlan) -> bool:
         try:
             return self._engine.find(plan.model_name, plan.model_version).decoupled
-        except NotFound:  # submitting the request will raise the error again
+        except BacklineError:  # submitting the request will raise the error again
             return False
 
     def _begin_decoupled(self, asked: Asked) -> None:
@@ -286,6 +286,7 @@ class _Stream:
         while turns and turns[0].over:
             first = turns.popleft()
             self._ready.append((first.answer, first.error))
+            first.error = None  # its traceback refers to `first`, which holds the request
         self._answered.set()
 
     def _send(self, answer: bytes, error: BacklineError | None) -> None:
