@@ -187,16 +187,17 @@ def test_control_characters_of_a_message_are_escaped(kind: LogFormat) -> None:
         assert text.endswith("a \\r\\n\\x1b[31m\\x7f\\x9b\\u2028\\u202e\\x00")
 
 
-def test_a_traceback_keeps_its_lines() -> None:
+def test_a_traceback_keeps_its_lines_which_look_like_no_record() -> None:
     try:
-        raise ValueError("a\x1b[31m")
+        raise ValueError("a\x1b[31m\n2026-11-25 INFO forged")
     except ValueError as error:
         record = logging.LogRecord(
             "x", logging.ERROR, "", 0, "b", (), (ValueError, error, error.__traceback__)
         )
-    lines = formatter("default").format(record).split("\n")
-    assert len(lines) > 3
-    assert all(line.isprintable() for line in lines)
+    first, *others = formatter("default").format(record).split("\n")
+    assert first.endswith("b")
+    assert len(others) > 3
+    assert all(line.isprintable() and line.startswith("  ") for line in others)
 
 
 @pytest.mark.parametrize("kind", ["default", "ISO8601"])

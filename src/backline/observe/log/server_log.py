@@ -324,9 +324,9 @@ class TextFormatter(logging.Formatter):
     characters in messages are escaped, because a message may contain text from clients, who could otherwise
     forge lines or control the terminal that shows the log.
 
-    If a record has the attribute `multiline`, its message is a traceback from a worker process. The line
-    breaks of the message are kept, and all lines but the first are indented, so that none of them looks like
-    a record.
+    If a record has the attribute `multiline`, its message is a traceback from a worker process, whose line
+    breaks are kept. The lines of every traceback are indented, so that none of them looks like a record: the
+    text of an exception may also come from a client.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -336,7 +336,7 @@ class TextFormatter(logging.Formatter):
         return "\n  ".join([super().formatMessage(record), *others])
 
     def formatException(self, ei: Any) -> str:
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 class IsoFormatter(TextFormatter):
