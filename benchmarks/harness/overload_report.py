@@ -205,7 +205,7 @@ class Report:
         ]
         for protocol in self.protocols:
             lines += self._table(protocol)
-        lines += ["Claims, and whether they held:", ""]
+        lines += ["Claims about Backline with an objective, and whether they held:", ""]
         claims = self.claims(objective_mode, self.loads(self.protocols[0]))
         lines += [f"- {'yes' if holds else '**no**'}: {words}" for holds, words in claims]
         if tried:
