@@ -43,7 +43,7 @@ def machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "load before": f"{os.getloadavg()[0]:.1f}",
+        "load average before": f"{os.getloadavg()[0]:.1f}",
         "wrk": tool_version(["wrk", "-v"], r"wrk \S*?(\d[\w.+-]*)"),
         "h2load": tool_version(["h2load", "--version"], r"nghttp2/(\S+)"),
         "perf_analyzer": perf_analyzer.installed_version(),

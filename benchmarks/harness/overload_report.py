@@ -186,12 +186,14 @@ class Report:
             f"served within {self.objective * 1000:g} ms. The model is a speaker encoder of three LSTM",
             "layers, in batches of up to 8 on one instance; load generator and servers share the machine.",
             "",
-            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in a different",
-            "order, because the speed of the machine changes from minute to minute. Rates are medians of the",
-            "rounds (goodput also with minimum and maximum); latencies are over all requests of all rounds.",
+            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, in an order that",
+            "changes from round to round, because the speed of the machine changes from minute to minute.",
+            "Rates are medians of the rounds (goodput also with minimum and maximum); latencies are over all",
+            "requests of all rounds.",
             '"Of the best" means: as a share of the highest goodput of any server at any load. Responses',
             "after the end of a turn count too, so a server that lets requests queue can serve more than its",
-            "capacity.",
+            'capacity. "Refusals p99" says how long refusals took, and "generator late p99" how late the',
+            "generator sent requests.",
             "",
             f"![Goodput and p99 over the load]({picture.name})",
             "",
@@ -204,7 +206,7 @@ class Report:
         ]
         for protocol in self.protocols:
             lines += self._table(protocol)
-        lines += ["Claims, and whether they held:", ""]
+        lines += ["Claims about Backline with an objective, and whether they held:", ""]
         claims = self.claims(objective_mode, self.loads(self.protocols[0]))
         lines += [f"- {'yes' if holds else '**no**'}: {words}" for holds, words in claims]
         if tried:
@@ -223,7 +225,7 @@ class Report:
             "server",
             "goodput",
             "of the best",
-            "answered",
+            "served",
             "p50",
             "p99",
             "refusals p99",
