@@ -362,7 +362,7 @@ def _vary(axes: Sequence[int]) -> str:
 
 def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
     """Returns the dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model
-    declares another rank, another datatype, or a datatype that is not numeric.
+    declares another rank, another datatype, BYTES or BF16.
     """
     if datatype is not None and spec.datatype is not datatype:
         raise InvalidArgument(
@@ -371,8 +371,9 @@ def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType
         )
     if spec.datatype in (DataType.BYTES, DataType.BF16) or len(spec.shape) != rank:
         raise InvalidArgument(
-            f"{where} fills input '{spec.name}' with numbers in {rank} dimension{'s' if rank > 1 else ''},"
-            f" but the model declares {spec.datatype.config_name} {list(spec.shape)}"
+            f"{where} creates input '{spec.name}' with {rank} dimension{'s' if rank > 1 else ''} and a"
+            " numeric datatype other than TYPE_BF16, but the model declares"
+            f" {spec.datatype.config_name} {list(spec.shape)}"
         )
     return spec.datatype.dtype
 

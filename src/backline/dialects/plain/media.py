@@ -259,7 +259,9 @@ def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
 
 
 def _without_batch(tensor: Tensor, rank: int) -> np.ndarray:
-    """Returns the data without leading dimensions of 1 beyond those that an image or sound has."""
+    """Returns the data without leading dimensions of 1. An image (`rank` 3) always keeps its last three
+    dimensions; audio (`rank` 2) always keeps only the last, so [1, frames] becomes [frames].
+    """
     data = tensor.data
     while data.ndim > 1 and data.shape[0] == 1 and (data.ndim > rank or rank == 2):
         data = data[0]

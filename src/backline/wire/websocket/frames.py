@@ -48,7 +48,9 @@ class CloseCode(IntEnum):
 
 
 class WebSocketError(Exception):
-    """Raised when a client violates the protocol. The connection then ends with `code`."""
+    """Raised when a client violates the protocol or exceeds a limit. The connection is then closed with
+    `code`.
+    """
 
     def __init__(self, code: CloseCode, message: str) -> None:
         super().__init__(message)

@@ -134,7 +134,8 @@ class PythonModel:
         if self._stream:
             raise InvalidArgument(
                 f"{self._where} yields any number of responses per request, so requests cannot be joined:"
-                " remove ragged inputs, padding and allowed_batch_sizes from the configuration"
+                " remove ragged inputs, batch_input, batch_output, padding, cut and allowed_batch_sizes from"
+                " the configuration"
             )
         batch = (-1,) if self._batched else ()
         inputs = tuple(

@@ -291,7 +291,7 @@ class StreamPool:
         self._retire()
 
     def close_one(self) -> None:
-        """Closes one instance. The threads end once the last instance is closed and its stream has ended."""
+        """Closes one instance. The threads end once all instances are closed and all streams have ended."""
         self._open -= 1
         self._retire()
 
