@@ -191,7 +191,7 @@ class _LateMethods(_Methods):
 
     @property
     def targets(self) -> Mapping[bytes, AccessTarget]:
-        """The target of each method."""
+        """For the access check: the scope that each method requires, and the model that it concerns."""
         return self._made[0]
 
     def __getitem__(self, path: bytes) -> UnaryMethod | StreamMethod:

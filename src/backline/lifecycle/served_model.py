@@ -48,7 +48,7 @@ class ServedModel:
         self.change: Target | None = None
         self.labels = ModelLabels()
         self.held: dict[int, Servable] = {}
-        #: The versions that the target selected at the last step.
+        #: The versions that the target selected at the last call of `follow_target`.
         self._selected: frozenset[str] = frozenset()
         #: A cache of one entry: the target for which goals were last computed, the labelled and the sleeping
         #: versions, and the goals.
@@ -82,7 +82,7 @@ class ServedModel:
         return self.ready(version) is not None or version in self._asleep
 
     def follow_target(self) -> None:
-        """Records which versions left the target since the last step, and which versions replace them."""
+        """Records which versions left the target since the last call, and which versions replace them."""
         target = self.target
         goals = [] if target is None else self._goals_of(target)
         selected = frozenset(goal.version for goal in goals)
@@ -194,8 +194,8 @@ class ServedModel:
     def _goals_of(
         self, target: Target, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset()
     ) -> list[Wanted]:
-        """Returns the result of `target.wanted`, from a cache because each step needs the result several
-        times.
+        """Returns the result of `target.wanted`, from a cache because `Executor.advance` needs the result
+        several times.
         """
         named = frozenset(labelled)
         of, before, sleeping, goals = self._goals

@@ -180,6 +180,6 @@ def _check_keys(options: ServerOptions) -> None:
             )
     elif not os.environ.get(VARIABLE):
         raise InvalidArgument(
-            f"with --engine ray and --auth, replicas need keys too: set {VARIABLE} to a key with the scopes"
-            " infer and read, with which this server sends requests to the replicas"
+            f"with --engine ray and --auth, the replicas require a key too: set {VARIABLE} to a key with"
+            " the scopes infer and read, which this server sends with its requests to the replicas"
         )

@@ -31,7 +31,7 @@ _TURNS = 2
 _TURN_SECONDS = 0.5
 #: The duration, in seconds, of a measurement that shows the effect of a single change.
 SHARE_SECONDS = 0.3
-#: Differences below this share of the throughput are treated as noise.
+#: Differences in score (see Goal.score) below this share are treated as noise.
 _NOISE = 0.02
 #: The maximum duration, in seconds, of a run on the event loop. It is short, because all other requests wait
 #: for such a run.

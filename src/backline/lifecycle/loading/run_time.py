@@ -77,8 +77,9 @@ _WAITING = 0.1
 class RunTimes:
     """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
-    All durations are in seconds. The batch sizes are powers of two, up to the size at which larger batches
-    save no more time. A slow model is timed only with size 1 and one other size. `seconds` is empty if the
+    All durations are in seconds. The batch sizes are powers of two. No larger size is timed once larger
+    batches save no more time, the maximum batch size is reached, or measuring has taken too long. A slow
+    model is timed only with size 1 and at most one other size, without the copy. `seconds` is empty if the
     model accepted no trial input or a run failed. `grown` is the duration of the longest run with enlarged
     variable dimensions, 0 if none was timed. `elements` is the number of input elements of one item. `first`
     is how much longer the first runs of an item take, because the runtime prepares the model in them.
