@@ -327,3 +327,18 @@ def test_what_cannot_be_tuned_is_refused(
 
     assert done.returncode == 1
     assert reason in done.stderr
+
+
+async def test_slightly_slower_buckets_are_not_kept_if_no_setting_is_fast_enough() -> None:
+    model = MODELS["heavy"]()
+    buckets = (("x", (8, 64)),)
+
+    async def measure(settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
+        measured = await model.measure(replace(settings, buckets=()), concurrency, seconds)
+        slower = 1.01 if settings.buckets else 1.0
+        return replace(measured, settings=settings, p99=measured.p99 * slower)
+
+    goal = Goal(p99=1e-9)
+    outcome = await Search(replace(TUNABLE, buckets=(buckets,)), CORES, goal, measure).run()
+
+    assert outcome.best.settings.buckets == ()

@@ -323,8 +323,14 @@ class Search:
             _mean(result) if result else rival for rival, result in zip(rivals, results, strict=True)
         ]
         best = max(others, key=self._goal.of, default=now)
-        least = self._goal.of(now)
-        return now, best if self._goal.of(best) > least + _NOISE * abs(least) else now
+        return now, best if self._is_better(best, now) else now
+
+    def _is_better(self, one: LoadMeasurement, other: LoadMeasurement) -> bool:
+        """Returns whether `one` is better than `other` by more than the noise of measurements. Scores may be
+        negative.
+        """
+        score = self._goal.of(other)
+        return self._goal.of(one) > score + _NOISE * abs(score)
 
     async def _choose_buckets(self, best: LoadMeasurement) -> LoadMeasurement:
         """Returns the measurement of the best settings with the best padding buckets. All choices of buckets
@@ -334,7 +340,7 @@ class Search:
             self._progress("measuring padding buckets", 0.9)
             other = replace(best.settings, buckets=buckets)
             measured = await self._try(other, best.concurrency, _TURN_SECONDS)
-            if measured is not None and self._goal.of(measured) > self._goal.of(best) * (1 + _NOISE):
+            if measured is not None and self._is_better(measured, best):
                 best = measured
         return best
 
