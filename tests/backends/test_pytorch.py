@@ -209,7 +209,7 @@ def test_a_script_without_forward_is_refused(tmp_path: Path) -> None:
 def test_a_script_without_a_configuration_says_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidArgument,
-        match=r'is TorchScript, which does not say .* input \[ \{ name: "x" .*\{ name: "y" .* output \[',
+        match=r'is TorchScript, which does not contain .* input \[ \{ name: "x" .*\{ name: "y" .* output \[',
     ):
         load(script(networks.Add(), tmp_path / "model.pt"))
 

@@ -249,7 +249,7 @@ def test_bench_notes_responses_from_the_cache(backline: Run, tmp_path: Path) -> 
         done = backline(
             "bench", "add1", "-u", server.url, "-c", "1,2", "--duration", "0.1", "--warm-up", "0.1"
         )
-    assert "At concurrency 1, 2 responses came from the response cache" in done.stdout
+    assert "At concurrency 1, 2, responses came from the response cache" in done.stdout
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc", "inproc"])

@@ -63,7 +63,8 @@ def test_the_report_shows_models_states_reasons_and_urls(repository: Path, tmp_p
         "max_batch_size = 8\ndynamic_batching.max_queue_delay_microseconds = 500\n"
     )
     with serve(repository, tmp_path / "log", ready=False) as server:
-        output = wait_report(server)
+        wait_report(server)
+    output = server.output  # a thread writes the log, maybe after the report
     assert re.search(r"^add1 +1 +READY +inline +1 +64 +up to \d+ together, no delay$", output, re.MULTILINE)
     assert re.search(
         r"^patient +1 +READY +inline +1 +8 +up to 8 together, waits 500 us$", output, re.MULTILINE

@@ -189,8 +189,8 @@ def test_close_under_load_truncates_no_response(start: Start) -> None:
     broken: list[str] = []
     answered = threading.Semaphore(0)
 
-    def ask() -> None:
-        with server.connect() as client:
+    def ask(client: socket.socket) -> None:
+        with client:
             while True:
                 client.sendall(
                     b"POST /later HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n" + bytes(70_000)
@@ -202,13 +202,13 @@ def test_close_under_load_truncates_no_response(start: Start) -> None:
                 if fields.get("connection") == "close":
                     return
 
-    def run() -> None:
+    def run(client: socket.socket) -> None:
         try:
-            ask()
+            ask(client)
         except OSError as error:
             broken.append(repr(error))
 
-    threads = [threading.Thread(target=run) for _ in range(16)]
+    threads = [threading.Thread(target=run, args=(server.connect(),)) for _ in range(16)]
     for thread in threads:
         thread.start()
     for _ in range(100):
