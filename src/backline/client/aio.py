@@ -322,7 +322,7 @@ class AsyncClient:
         if timeout is None:
             return self.options.timeout
         if not timeout > 0:
-            raise InvalidArgument(f"timeout is {timeout}, expected seconds above 0")
+            raise InvalidArgument(f"timeout is {timeout}, expected a number of seconds above 0")
         return float(timeout)
 
 

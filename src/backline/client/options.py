@@ -53,7 +53,9 @@ class ClientOptions:
     def __post_init__(self) -> None:
         for name in ("timeout", "connect_timeout"):
             if not getattr(self, name) > 0:
-                raise InvalidArgument(f"{name} is {getattr(self, name)}, expected seconds above 0")
+                raise InvalidArgument(
+                    f"{name} is {getattr(self, name)}, expected a number of seconds above 0"
+                )
         if self.max_connections < 1:
             raise InvalidArgument(f"max_connections is {self.max_connections}, expected at least 1")
         if self.retries < 0:

@@ -68,8 +68,8 @@ def _alike(one: str, other: str, cutoff: float) -> float:
     if not longest:
         return 1.0
     most = int(longest * (1 - cutoff) + 1e-9)
-    # The number of letters that only one of the names has is a lower bound for the distance, and takes little
-    # time to count.
+    # The difference in length, and the number of letters in `one` that `other` lacks, are lower bounds for
+    # the distance, and take little time to compute.
     if abs(len(one) - len(other)) > most or (Counter(one) - Counter(other)).total() > most:
         return 0.0
     distance = _distance(one, other, most)

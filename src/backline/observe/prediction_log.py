@@ -1,5 +1,5 @@
-"""Reads and writes files with requests for warm-up, such as recordings. The files consist of TFRecords of
-TensorFlow Serving's message PredictionLog.
+"""Reads files with requests for warm-up, such as recordings, and encodes the records of such files. The
+records are TFRecords of TensorFlow Serving's message PredictionLog.
 
 A record consists of its length (8 bytes, little-endian), the masked CRC-32C of the length (4 bytes), a
 serialised PredictionLog, and the masked CRC-32C of the PredictionLog

@@ -118,7 +118,10 @@ def test_without_settings_joining_is_none(written: str) -> None:
                 "sequence_batching.direct = {}\n[[input]]\nname = 'x'\n"
                 "data_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true"
             ),
-            "1:1: ragged inputs cannot be combined with sequence_batching for m",
+            (
+                "1:1: ragged inputs, batch_input and batch_output cannot be combined with sequence_batching"
+                " for m"
+            ),
         ),
         (
             "max_batch_size = 8\npadding.z.value = 1\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = [-1]",

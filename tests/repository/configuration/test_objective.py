@@ -42,7 +42,7 @@ def test_there_is_no_objective_or_deadline_by_default() -> None:
     [
         (
             "objective.p99_ms = 0",
-            "parameter 'backline.objective.p99_ms' is '0', expected milliseconds above 0",
+            "parameter 'backline.objective.p99_ms' is '0', expected a number of milliseconds above 0",
         ),
         ("objective.p99_ms = 'soon'", "'objective.p99_ms' is 'soon', expected a whole number or a number"),
         (
@@ -52,7 +52,7 @@ def test_there_is_no_objective_or_deadline_by_default() -> None:
         ("objective = 50", "'objective' is 50, expected a table"),
         (
             "default_deadline_seconds = -1",
-            "parameter 'backline.default_deadline_seconds' is '-1', expected seconds above 0",
+            "parameter 'backline.default_deadline_seconds' is '-1', expected a number of seconds above 0",
         ),
         (
             OBJECTIVE + "[dynamic_batching]\nmax_queue_delay_microseconds = 5",

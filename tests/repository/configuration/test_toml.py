@@ -157,7 +157,7 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ),
         (
             "idle_unload_seconds = 0",
-            "1:1: parameter 'backline.idle_unload_seconds' is '0', expected seconds above 0",
+            "1:1: parameter 'backline.idle_unload_seconds' is '0', expected a number of seconds above 0",
         ),
         (
             "max_batch_size = 4\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = 0",

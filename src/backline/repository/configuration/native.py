@@ -48,7 +48,7 @@ def _number(text: str) -> float:
 def _seconds(text: str) -> float:
     seconds = _number(text)
     if not 0 < seconds < math.inf:
-        raise ValueError("expected seconds above 0")
+        raise ValueError("expected a number of seconds above 0")
     return seconds
 
 
@@ -56,7 +56,7 @@ def _milliseconds(text: str) -> float:
     try:
         return _seconds(text) / 1000
     except ValueError:
-        raise ValueError("expected milliseconds above 0") from None
+        raise ValueError("expected a number of milliseconds above 0") from None
 
 
 def _amount(text: str) -> float:

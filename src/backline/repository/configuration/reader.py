@@ -114,7 +114,9 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
         joining.ragged or joining.batch_inputs or joining.scattered
     ):
         raise document.error(
-            f"ragged inputs cannot be combined with sequence_batching for {name}", "sequence_batching"
+            "ragged inputs, batch_input and batch_output cannot be combined with sequence_batching for"
+            f" {name}",
+            "sequence_batching",
         )
     sizes = joining.allowed_batch_sizes
     if sizes and sizes[-1] != message.max_batch_size:
