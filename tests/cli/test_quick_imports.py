@@ -7,12 +7,13 @@ import os
 import py_compile
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial, wraps
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,7 +145,7 @@ def test_a_stand_in_gives_way_to_its_module_when_more_of_it_is_needed(
     assert sys.modules["colorsys"] is real
 
 
-STAND_IN = _UNUSED["inspect"]
+STAND_IN: Mapping[str, Any] = _UNUSED["inspect"]
 
 
 async def coroutine() -> None:
@@ -187,10 +188,7 @@ if sys.version_info >= (3, 12):
 def test_functions_of_the_stand_in_for_inspect_return_what_those_of_inspect_return(
     name: str, value: object
 ) -> None:
-    function = STAND_IN[name]
-    assert isinstance(function, Callable)  # type: ignore[arg-type]
-
-    assert function(value) == getattr(inspect, name)(value)
+    assert STAND_IN[name](value) == getattr(inspect, name)(value)
 
 
 @pytest.mark.parametrize(
@@ -205,10 +203,7 @@ def test_functions_of_the_stand_in_for_inspect_return_what_those_of_inspect_retu
     ],
 )
 def test_help_texts_are_cleaned_as_by_inspect(text: str) -> None:
-    function = STAND_IN["cleandoc"]
-    assert isinstance(function, Callable)  # type: ignore[arg-type]
-
-    assert function(text) == inspect.cleandoc(text)
+    assert STAND_IN["cleandoc"](text) == inspect.cleandoc(text)
 
 
 def test_an_event_loop_imported_without_ssl_and_subprocess_can_use_both(tmp_path: Path) -> None:
@@ -274,6 +269,8 @@ main.command.get_command(None, "serve")
 ours = [each for name, each in sys.modules.items() if name.startswith("backline.cli.serve.")]
 print([each for each in ours if type(each.__loader__).__name__ != "_Loader"])
 print(sorted(_UNUSED.keys() & sys.modules.keys()))
+rare = {"repository", "rest.generate", "settings"}
+print([each for each in rare if f"backline.dialects.open_inference.{each}" in sys.modules])
 
 import numpy.ma, numpy.typing
 print(numpy.add.reduce([1, 2]), numpy.linalg.eigh([[1.0]]).eigenvalues)
@@ -290,4 +287,4 @@ print(numpy.roots([1, -2]), numpy.asmatrix([[2]]) ** 2, numpy.ones(1, numpy.uint
             check=True,
             env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         )
-    assert done.stdout == "[]\n[]\n3 [1.]\n<class 'numpy.ndarray'>\n[2.] [[4]] b'.'\n"
+    assert done.stdout == "[]\n[]\n[]\n3 [1.]\n<class 'numpy.ndarray'>\n[2.] [[4]] b'.'\n"

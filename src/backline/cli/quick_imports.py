@@ -116,6 +116,7 @@ def quick_imports() -> Iterator[None]:
             yield
     finally:
         if collected:
+            gc.freeze()  # otherwise, the next collection would visit all that the imports created
             gc.enable()
         if quick:
             sys.meta_path.remove(finder)
