@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import py_compile
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import partial, wraps
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backline.cli import quick_imports as module
-from backline.cli.quick_imports import QuickFinder, quick_imports
+from backline.cli.quick_imports import _UNUSED, QuickFinder, quick_imports
+from support.tools import make_certificate
 
 
 @pytest.fixture
@@ -140,19 +145,139 @@ def test_a_stand_in_gives_way_to_its_module_when_more_of_it_is_needed(
     assert sys.modules["colorsys"] is real
 
 
+STAND_IN: Mapping[str, Any] = _UNUSED["inspect"]
+
+
+async def coroutine() -> None:
+    pass
+
+
+async def generator() -> object:
+    yield 1
+
+
+class Handler:
+    async def method(self) -> None:
+        pass
+
+    async def __call__(self) -> None:
+        pass
+
+
+@wraps(coroutine)
+def wrapper() -> object:
+    return coroutine()
+
+
+CALLABLES = [
+    coroutine, generator, wrapper, len, print, Handler, Handler(), Handler().method, Handler.method,
+    partial(coroutine), partial(partial(Handler().method)), partial(len), lambda: None, "".join, None, 1,
+]  # fmt: skip
+
+
+def marked() -> object:
+    return coroutine()
+
+
+if sys.version_info >= (3, 12):
+    CALLABLES.append(inspect.markcoroutinefunction(marked))
+
+
+@pytest.mark.parametrize("name", ["iscoroutinefunction", "isfunction", "unwrap"])
+@pytest.mark.parametrize("value", CALLABLES)
+def test_functions_of_the_stand_in_for_inspect_return_what_those_of_inspect_return(
+    name: str, value: object
+) -> None:
+    assert STAND_IN[name](value) == getattr(inspect, name)(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "One.",
+        "  One.\n    Two.\n\n      Three.\n    ",
+        "\n\n  a\n\tb\n   ",
+        "a\n \n  b",
+        "   \n  ",
+    ],
+)
+def test_help_texts_are_cleaned_as_by_inspect(text: str) -> None:
+    assert STAND_IN["cleandoc"](text) == inspect.cleandoc(text)
+
+
+def test_an_event_loop_imported_without_ssl_and_subprocess_can_use_both(tmp_path: Path) -> None:
+    pytest.importorskip("uvloop")
+    certificate = make_certificate(tmp_path)
+    program = f"""
+import sys, backline.cli.main
+from backline.cli.quick_imports import import_uvloop
+
+with backline.cli.main.quick_imports():
+    import asyncio
+loop = import_uvloop().new_event_loop()
+print(sorted({{"inspect", "ssl", "subprocess"}} & sys.modules.keys()))
+
+async def answer(reader, writer):
+    writer.write(await reader.readline())
+    await writer.drain()
+    writer.close()
+
+async def main():
+    import ssl
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain({str(certificate.certificate)!r}, {str(certificate.key)!r})
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_side)
+    port = server.sockets[0].getsockname()[1]
+    trusting = ssl.create_default_context(cafile={str(certificate.certificate)!r})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+    writer.write(b"over TLS\\n")
+    print(await reader.readline())
+    writer.close()
+    try:
+        await asyncio.open_connection("127.0.0.1", port, ssl=ssl.create_default_context())
+    except ssl.SSLCertVerificationError:
+        print("refused")
+    child = await asyncio.create_subprocess_exec("echo", "child", stdout=asyncio.subprocess.PIPE)
+    print((await child.communicate())[0])
+
+    def refuse():
+        raise ValueError
+
+    try:
+        await asyncio.create_subprocess_exec("true", preexec_fn=refuse)
+    except asyncio.base_events.subprocess.SubprocessError:
+        print("failed")
+
+loop.run_until_complete(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.stdout.splitlines() == ["[]", r"b'over TLS\n'", "refused", r"b'child\n'", "failed"], (
+        done.stderr
+    )
+
+
 def test_a_server_imports_its_modules_quickly_and_none_that_it_does_not_use() -> None:
     program = """
-import sys, backline.cli.main as main
+import sys
 from backline.cli.quick_imports import _UNUSED
+before = set(sys.modules)
+from backline.cli import main
 
 main.command.get_command(None, "serve")
 ours = [each for name, each in sys.modules.items() if name.startswith("backline.cli.serve.")]
 print([each for each in ours if type(each.__loader__).__name__ != "_Loader"])
-print(sorted(_UNUSED.keys() & sys.modules.keys()))
+print(sorted(_UNUSED.keys() & sys.modules.keys() - before))
+rare = {"repository", "rest.generate", "settings"}
+print([each for each in rare if f"backline.dialects.open_inference.{each}" in sys.modules])
 
 import numpy.ma, numpy.typing
 print(numpy.add.reduce([1, 2]), numpy.linalg.eigh([[1.0]]).eigenvalues)
 print(numpy.typing.NDArray[numpy.float32].__origin__)
+print(numpy.roots([1, -2]), numpy.asmatrix([[2]]) ** 2, numpy.ones(1, numpy.uint8).dumps()[-1:])
 """
     # The first process compiles what is not compiled.
     for _ in range(2):
@@ -164,4 +289,4 @@ print(numpy.typing.NDArray[numpy.float32].__origin__)
             check=True,
             env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         )
-    assert done.stdout == "[]\n[]\n3 [1.]\n<class 'numpy.ndarray'>\n"
+    assert done.stdout == "[]\n[]\n[]\n3 [1.]\n<class 'numpy.ndarray'>\n[2.] [[4]] b'.'\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -83,6 +84,24 @@ def test_routes_for_later_are_added_when_no_other_fits() -> None:
     assert found.scope is Scope.READ
     assert router.target(b"GET", b"/nowhere") is None
     assert added == [True]
+
+
+def test_no_more_routes_for_later_are_added_than_needed() -> None:
+    router, added = Router(), []
+
+    def adding(path: str) -> Callable[[Router], None]:
+        def add_routes(to: Router) -> None:
+            added.append(path)
+            to.add(Scope.READ, "GET", path, lambda *_: None)
+
+        return add_routes
+
+    for path in ("/first", "/second", "/third"):
+        router.add_later(adding(path))
+
+    assert router.target(b"GET", b"/second") is not None
+    assert added == ["/first", "/second"]
+    assert len(list(router.routes())) == 3
 
 
 def test_routes_for_later_cannot_change_how_a_path_was_resolved() -> None:

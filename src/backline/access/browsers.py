@@ -9,10 +9,10 @@ Also determines which addresses other machines can reach.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 
 from backline.access.scope import CHANGING, GUARDED, Scope
 from backline.engine.errors import InvalidArgument
@@ -24,7 +24,7 @@ _SENT_BY_PAGES = frozenset((b"origin", b"referer", b"sec-fetch-site", b"accept-l
 #: The value of --allowed-host that lets programs address the server by any name.
 ANY_HOST = "*"
 _OWN_SITES = frozenset((b"same-origin", b"none"))
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?").fullmatch
+_ORIGIN = r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 #: Matches a host with an optional port (RFC 9110, section 7.2). An IPv6 address is in brackets, and may have
 #: a zone, which some clients send.
@@ -32,7 +32,7 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~-]+)?\]|([^\s\[\]:/@,]+))(?
 #: Top-level domains in which nobody can register a name (RFC 6762, ICANN's resolution 2024.07.29.06), and the
 #: domain of services in Kubernetes.
 _PRIVATE = (".internal", ".local", ".svc")
-_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
+_NAME = r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def parse_host_name(text: str) -> str:
     Raises InvalidArgument if `text` is not a host name.
     """
     name = text.strip().lower().removesuffix(".")
-    if _NAME(name) is None:
+    if re.fullmatch(_NAME, name) is None:
         raise InvalidArgument(
             f"'{text}' is not a host name: write only the name, such as models.example.org,"
             " *.example.org for all names below example.org, or * to allow any name"
@@ -116,7 +116,7 @@ def parse_allowed_host(text: str) -> str:
 
 def _is_address(name: str) -> bool:
     try:
-        ip_address(name)
+        ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
@@ -219,7 +219,7 @@ def parse_origin(text: str) -> str:
     Raises InvalidArgument if `text` is not an origin.
     """
     origin = text.strip().lower()
-    if _ORIGIN(origin) is None:
+    if re.fullmatch(_ORIGIN, origin) is None:
         raise InvalidArgument(
             f"'{text}' is not an origin: write only scheme, host and port, such as"
             " https://console.example.org or http://localhost:3000"
@@ -273,9 +273,9 @@ def is_loopback(host: str) -> bool:
 
     Returns False for host names other than localhost, since they may resolve to any address.
     """
-    if host.lower() == "localhost":
+    if host.lower() in ("localhost", "127.0.0.1"):
         return True
     try:
-        return ip_address(host.partition("%")[0]).is_loopback
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False

@@ -15,7 +15,7 @@ from backline.wire.application import Certificate
 
 #: The kinds of subject alternative names, in lower case and as the ssl module spells them.
 _KINDS = {"dns": "DNS", "email": "email", "uri": "URI", "ip": "IP Address"}
-_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9.]*=.+", re.DOTALL).fullmatch
+_ATTRIBUTE = r"(?s)[A-Za-z][A-Za-z0-9.]*=.+"
 #: A comma that does not separate attributes has a backslash before it (RFC 4514, section 2.4).
 _SEPARATOR = re.compile(r"(?<!\\),")
 
@@ -50,7 +50,7 @@ def parse_subject(text: str) -> frozenset[str]:
     """
     attributes = [part.strip().replace("\\,", ",") for part in _SEPARATOR.split(text)]
     for attribute in attributes:
-        if _ATTRIBUTE(attribute) is None:
+        if re.fullmatch(_ATTRIBUTE, attribute) is None:
             raise InvalidArgument(
                 f"the subject '{text}' is not a list of attributes such as 'CN=app' or 'CN=app, O=Example'"
             )

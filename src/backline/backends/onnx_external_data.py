@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeAlias, overload
 
 import numpy as np
+from msgspec import Struct
 
 from backline.backends.runtime import MOST_READ, read_start
 from backline.engine.errors import InvalidArgument
@@ -79,8 +79,7 @@ class _Blocks:
 _Bytes: TypeAlias = bytes | _Blocks
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFile:
+class ModelFile(Struct, frozen=True):
     """The properties of a model file that `check_model` reads from its structure.
 
     `loops` says whether the model has a loop, however deeply nested. `external` has the files with external

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from backline.backends.onnx_providers import PARAMETER as PROVIDERS
 from backline.backends.parameters import unknown_parameter
@@ -105,8 +107,7 @@ _KEYS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
+class SessionSettings(Struct, frozen=True):
     """The settings of a session.
 
     A run uses one thread by default, because several parallel runs use the cores better than one run on all

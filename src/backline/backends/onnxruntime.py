@@ -6,13 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 from weakref import ref
 
 import numpy as np
+from msgspec.structs import replace
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions, Run

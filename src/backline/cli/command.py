@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from backline.cli.quick_imports import import_uvloop
 from backline.engine.spelling import nearest
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     import asyncio  # imported here, because `backline --help` needs no event loop
 
     try:
-        import uvloop
+        uvloop = import_uvloop()
     except ImportError:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -8,16 +8,18 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-import click
-
-import backline
-from backline.cli.command import CommandGroup
-from backline.cli.quick_dataclasses import quick_dataclasses
 from backline.cli.quick_imports import quick_imports
-from backline.engine.errors import BacklineError
-from backline.engine.names import printable
-from backline.engine.spelling import nearest
-from backline.system.garbage import exempt_imports
+
+with quick_imports():
+    import click
+
+    import backline
+    from backline.cli.command import CommandGroup
+    from backline.cli.quick_dataclasses import quick_dataclasses
+    from backline.engine.errors import BacklineError
+    from backline.engine.names import printable
+    from backline.engine.spelling import nearest
+    from backline.system.garbage import exempt_imports
 
 #: The help text of each subcommand. The subcommand NAME is the object `command` in the module
 #: backline.cli.NAME.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from operator import attrgetter, eq
@@ -72,30 +72,48 @@ def quick_dataclass(cls: type, **options: Any) -> type:
         return _dataclass(cls, **options)  # type: ignore[no-any-return]
     found = _fields_of(cls, kw_only=options.get("kw_only", False))
     fields, names = list(found.values()), list(found)
-    made: Any = _with_slots(cls, names) if slots else cls
-    made.__dataclass_fields__ = found
-    made.__dataclass_params__ = params = copy(_SAMPLE_PARAMS)
+    params = copy(_SAMPLE_PARAMS)
     for option in ("init", "repr", "eq", "frozen", "kw_only", "slots"):
         if hasattr(params, option):
             setattr(params, option, options.get(option, option in ("init", "repr", "eq")))
-    positional = tuple(field.name for field in fields if field.init and not field.kw_only)
-    setattr(made, "__match_args__", positional)  # noqa: B010 (mypy refuses the assignment)
+    made = _Made()
+    added: dict[str, Any] = {
+        "__dataclass_fields__": found,
+        "__dataclass_params__": params,
+        "__match_args__": tuple(field.name for field in fields if field.init and not field.kw_only),
+        "__doc__": cls.__doc__ or cls.__name__,  # the standard library would use the signature
+    }
     if replace := vars(_Sample).get("__replace__"):  # since Python 3.13
-        made.__replace__ = replace
-    made.__doc__ = cls.__doc__ or cls.__name__  # the standard library would use the signature
+        added["__replace__"] = replace
     if "__init__" not in own:
-        made.__init__ = _init_of(made, fields, frozen=frozen, slots=slots)
+        added["__init__"] = _init_of(
+            made, fields, frozen=frozen, slots=slots, checked=hasattr(cls, "__post_init__")
+        )
     if options.get("repr", True) and "__repr__" not in own:
-        made.__repr__ = _repr_of([field.name for field in fields if field.repr])
+        added["__repr__"] = _repr_of([field.name for field in fields if field.repr])
     if options.get("eq", True):
-        made.__eq__ = _eq_of([field.name for field in fields if field.compare])
+        added["__eq__"] = _eq_of([field.name for field in fields if field.compare])
         hashed = (field.name for field in fields if (field.compare if field.hash is None else field.hash))
-        made.__hash__ = _hash_of(list(hashed)) if frozen else None
+        added["__hash__"] = _hash_of(list(hashed)) if frozen else None
     if frozen:
-        _freeze(made, frozenset(names))
+        added["__setattr__"], added["__delattr__"] = _refusals(made, frozenset(names))
         if slots:
-            _allow_copies(made, names)
-    return made  # type: ignore[no-any-return]
+            added["__getstate__"], added["__setstate__"] = _state_functions(names)
+    if slots:
+        # Python updates a class for each method that is added to it, so they are added before it exists.
+        made.cls = _with_slots(cls, names, added)
+    else:
+        for name, value in added.items():
+            setattr(cls, name, value)
+        made.cls = cls
+    return made.cls  # type: ignore[no-any-return]
+
+
+class _Made:
+    """Where the methods of a class find the class, which is created after them."""
+
+    __slots__ = ("cls",)
+    cls: Any
 
 
 @_dataclass(init=False, repr=False, eq=False)
@@ -143,12 +161,15 @@ def _fields_of(cls: type, *, kw_only: bool) -> dict[str, Any]:
     return found
 
 
-def _with_slots(cls: type, names: Sequence[str]) -> type:
-    """Returns a class like `cls` whose objects have slots for the attributes `names`."""
+def _with_slots(cls: type, names: Sequence[str], added: Mapping[str, Any]) -> type:
+    """Returns a class like `cls` that also has the attributes `added`, and whose objects have slots for the
+    attributes `names`.
+    """
     inherited = {name for base in cls.__mro__[1:] for name in vars(base).get("__slots__", ())}
     attributes = dict(vars(cls))
     for name in (*names, "__dict__", "__weakref__"):
         attributes.pop(name, None)
+    attributes.update(added)
     attributes["__slots__"] = tuple(name for name in names if name not in inherited)
     made = type(cls)(cls.__name__, cls.__bases__, attributes)
     made.__qualname__ = cls.__qualname__
@@ -156,7 +177,7 @@ def _with_slots(cls: type, names: Sequence[str]) -> type:
 
 
 def _init_of(
-    made: Any, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool
+    made: _Made, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool, checked: bool
 ) -> Callable[..., None]:
     """Returns an `__init__` that sets the fields one by one. After _UNCOMPILED calls, or if the arguments are
     wrong, it compiles the final `__init__`, replaces itself with it, and calls it.
@@ -174,7 +195,6 @@ def _init_of(
         if field.init or slots or field.default_factory is not missing
     ]
     put = object.__setattr__ if frozen else setattr
-    checked = hasattr(made, "__post_init__")
     created = 0
 
     def initialise(self: Any, *arguments: Any, **named: Any) -> None:
@@ -184,8 +204,8 @@ def _init_of(
         right = len(arguments) <= len(positional) and named.keys() <= given.keys() - values.keys()
         values.update(named)
         if created > _UNCOMPILED or not right or not required <= values.keys():
-            made.__init__ = _compiled_init(made, fields, frozen=frozen, slots=slots)
-            made.__init__(self, *arguments, **named)
+            made.cls.__init__ = _compiled_init(made.cls, fields, frozen=frozen, slots=slots)
+            made.cls.__init__(self, *arguments, **named)
             return
         for name, default, make in settings:
             if name in values:
@@ -269,22 +289,24 @@ def _hash_of(names: Sequence[str]) -> Callable[[Any], int]:
     return digest
 
 
-def _freeze(made: Any, names: frozenset[str]) -> None:
+def _refusals(made: _Made, names: frozenset[str]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Returns the `__setattr__` and `__delattr__` of a frozen class."""
+
     def refuse_setting(self: Any, name: str, value: Any) -> None:
-        if type(self) is made or name in names:
+        if type(self) is made.cls or name in names:
             raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
-        super(made, self).__setattr__(name, value)
+        super(made.cls, self).__setattr__(name, value)
 
     def refuse_deleting(self: Any, name: str) -> None:
-        if type(self) is made or name in names:
+        if type(self) is made.cls or name in names:
             raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
-        super(made, self).__delattr__(name)
+        super(made.cls, self).__delattr__(name)
 
-    made.__setattr__, made.__delattr__ = refuse_setting, refuse_deleting
+    return refuse_setting, refuse_deleting
 
 
-def _allow_copies(made: Any, names: Sequence[str]) -> None:
-    """Lets `copy` and `pickle` restore the attributes of a frozen class with slots."""
+def _state_functions(names: Sequence[str]) -> tuple[Callable[..., list[Any]], Callable[..., None]]:
+    """Returns the `__getstate__` and `__setstate__` of a frozen class with slots, for `copy` and `pickle`."""
 
     def state_of(self: Any) -> list[Any]:
         return [getattr(self, name) for name in names]
@@ -293,4 +315,4 @@ def _allow_copies(made: Any, names: Sequence[str]) -> None:
         for name, value in zip(names, state, strict=True):
             object.__setattr__(self, name, value)
 
-    made.__getstate__, made.__setstate__ = state_of, set_state
+    return state_of, set_state

@@ -4,31 +4,96 @@ server never uses (docs/decisions/a-quick-start.md).
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from marshal import loads
-from types import CodeType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 #: The packages whose modules QuickFinder finds. No module in them has both a source file and an extension
 #: module, which Python's own finder would prefer.
-_PACKAGES: Final = frozenset({"asyncio", "backline", "httptools", "msgspec", "numpy"})
+_PACKAGES: Final = frozenset(
+    {"asyncio", "backline", "click", "concurrent", "httptools", "json", "msgspec", "numpy", "urllib"}
+)
 #: The text before and after a module's name in the path of its compiled file: "__pycache__/" and, for
 #: example, ".cpython-311.pyc".
 _FOLDER, _ENDING = cache_from_source("?.py").split("?")
-#: Modules that numpy and msgspec import but a server never uses, and the names that the importing modules
-#: need from them. The first two only add docstrings to functions that are written in C; the others are for
-#: type hints.
+
+
+def _later(module: str, name: str) -> Callable[..., Any]:
+    """Returns a function that imports `module` when it is called, and calls the module's function `name`."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **named)
+
+    return call
+
+
+def _without_indentation(text: str) -> str:
+    """Does what inspect.cleandoc does."""
+    first, *others = text.expandtabs().split("\n")
+    indent = min((len(line) - len(line.lstrip()) for line in others if line.strip()), default=0)
+    return "\n".join([first.lstrip(), *(line[indent:] for line in others)]).strip("\n")
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    """Does what inspect.iscoroutinefunction does, but imports inspect only for rare kinds of callables."""
+    inner = function
+    while isinstance(inner, (MethodType, partial)):
+        inner = inner.__func__ if isinstance(inner, MethodType) else inner.func
+    if type(inner) is BuiltinFunctionType:
+        return False
+    if type(inner) is FunctionType and not vars(inner):
+        return bool(inner.__code__.co_flags & _CO_COROUTINE)
+    return import_module("inspect").iscoroutinefunction(function)  # type: ignore[no-any-return]
+
+
+def _unwrapped(function: Any, *, stop: Callable[[Any], bool] | None = None) -> Any:
+    """Does what inspect.unwrap does."""
+    return (
+        import_module("inspect").unwrap(function, stop=stop) if hasattr(function, "__wrapped__") else function
+    )
+
+
+#: The flag of the code of a coroutine function (inspect.CO_COROUTINE).
+_CO_COROUTINE: Final = 0x80
+#: Modules that the imported modules import, but that a server seldom or never uses, and the names that the
+#: importing modules need at once. The two that add docstrings to numpy's functions are never imported.
 _UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
+    "ast": {},
+    "asyncio.sslproto": {},
+    "gettext": {"gettext": str, "ngettext": lambda one, many, n: one if n == 1 else many},
+    "inspect": {
+        "cleandoc": _without_indentation,
+        "iscoroutinefunction": _is_coroutine_function,
+        "isfunction": lambda it: isinstance(it, FunctionType),
+        "unwrap": _unwrapped,
+    },
+    "ipaddress": {},
+    "msgspec._json_schema": {
+        name: _later("msgspec._json_schema", name) for name in ("schema", "schema_components")
+    },
+    "msgspec.inspect": {},
+    "msgspec.toml": {},
+    "msgspec.yaml": {},
     "numpy._core._add_newdocs": {},
     "numpy._core._add_newdocs_scalars": {},
     "numpy._typing": {"NDArray": list},
+    "numpy.linalg": {
+        name: _later("numpy.linalg", name) for name in ("eigvals", "inv", "lstsq", "matrix_power")
+    },
+    "pickle": {},
+    "ssl": {},
+    "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
+    "textwrap": {},
     "typing_extensions": {
         "get_type_hints": typing.get_type_hints,
         "NotRequired": typing.NotRequired,
@@ -41,13 +106,18 @@ _UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
 def quick_imports() -> Iterator[None]:
     """Makes imports in the `with` block faster."""
     finder = QuickFinder()
+    collected = gc.isenabled()
     quick = os.name == "posix" and sys.pycache_prefix is None and PathFinder in sys.meta_path
     if quick:
-        sys.meta_path.insert(sys.meta_path.index(PathFinder), finder)
+        sys.meta_path.insert(0, finder)  # the other finders have none of its modules
+    gc.disable()  # modules are never freed
     try:
-        with _one_blas_thread(), _without_unused():
+        with _one_blas_thread(), _stand_ins(_UNUSED):
             yield
     finally:
+        if collected:
+            gc.freeze()  # otherwise, the next collection would visit all that the imports created
+            gc.enable()
         if quick:
             sys.meta_path.remove(finder)
 
@@ -115,6 +185,11 @@ class _Loader(SourceFileLoader):
             return super().get_code(fullname)
         return loads(memoryview(content)[16:])  # type: ignore[no-any-return]
 
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        if module.__name__ == "numpy._core.overrides":
+            _skip_checks(module)
+
 
 class _StandIn(ModuleType):
     """A stand-in for a module. The module itself is imported when an attribute is needed that the stand-in
@@ -130,13 +205,14 @@ class _StandIn(ModuleType):
 
 
 @contextmanager
-def _without_unused() -> Iterator[None]:
-    """Replaces the modules in _UNUSED with stand-ins during the `with` block. A module is imported only if
-    code needs an attribute of it that its stand-in lacks.
+def _stand_ins(modules: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
+    """Replaces modules that are not imported yet with stand-ins during the `with` block. `modules` has the
+    attributes of each stand-in. A module is imported only if code needs an attribute of it that its stand-in
+    lacks.
     """
-    stand_ins = {name: _StandIn(name) for name in _UNUSED if name not in sys.modules}
+    stand_ins = {name: _StandIn(name) for name in modules if name not in sys.modules}
     for name, stand_in in stand_ins.items():
-        vars(stand_in).update(_UNUSED[name])
+        vars(stand_in).update(modules[name])
     sys.modules.update(stand_ins)
     try:
         yield
@@ -144,6 +220,42 @@ def _without_unused() -> Iterator[None]:
         for name, stand_in in stand_ins.items():
             if sys.modules.get(name) is stand_in:
                 del sys.modules[name]
+
+
+def _skip_checks(overrides: Any) -> None:
+    """Makes the module numpy._core.overrides define numpy's functions without checking that the arguments of
+    a function are those of its dispatcher, and without the signatures of functions that are written in C.
+    """
+    overrides.verify_matching_signatures = lambda implementation, dispatcher: None
+    overrides.inspect = _StandIn("inspect")
+    vars(overrides.inspect).update(_UNUSED["inspect"], signature=lambda dispatcher: None)
+
+
+def import_uvloop() -> ModuleType:
+    """Imports uvloop, which takes names from ssl and subprocess, without importing these two modules.
+
+    Raises ImportError if uvloop is not installed.
+    """
+    late: dict[str, dict[str, object]] = {
+        "inspect": {**_UNUSED["inspect"], "isgenerator": _later("inspect", "isgenerator")},
+        "subprocess": {
+            **_UNUSED["subprocess"],
+            "SubprocessError": _later("subprocess", "SubprocessError"),  # uvloop only creates and raises it
+        },
+    }
+    with suppress(ImportError):  # Python may have been built without TLS
+        import _ssl
+
+        # The module ssl has these names from _ssl. uvloop passes SSLContext to isinstance() only.
+        late["ssl"] = {name: value for name, value in vars(_ssl).items() if name.startswith("SSL")}
+        late["ssl"] |= {
+            "SSLContext": _ssl._SSLContext,
+            "MemoryBIO": _ssl.MemoryBIO,
+            "CertificateError": _ssl.SSLCertVerificationError,
+            "create_default_context": _later("ssl", "create_default_context"),
+        }
+    with _stand_ins(late), quick_imports():
+        return import_module("uvloop")
 
 
 @contextmanager

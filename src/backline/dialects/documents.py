@@ -16,7 +16,7 @@ from backline.engine.values.tensor import Buffer
 from backline.protos import message
 
 Document = TypeVar("Document", bound=msgspec.Struct)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_UNKNOWN = r"(?s)Object contains unknown field `(.*)`"
 
 
 @cache
@@ -92,7 +92,7 @@ def suggestion(name: str, known: tuple[str, ...]) -> str:
 
 
 def _explain(kind: type[msgspec.Struct], text: str) -> str:
-    unknown = _UNKNOWN.search(text)
+    unknown = re.search(_UNKNOWN, text)
     if unknown is None:
         return text
     name = unknown[1]

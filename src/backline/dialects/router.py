@@ -99,30 +99,30 @@ class Router:
             methods[name] = _Route(scope, handler, further, lists)
 
     def add_later(self, add_routes: Callable[[Router], None]) -> None:
-        """Calls `add_routes` at the first request whose path no route matches, so that modules that only
-        these routes need are imported late.
+        """Calls `add_routes` at the first request whose path no route added before matches, so that modules
+        that only these routes need are imported late.
 
         `add_routes` must not add routes for patterns that already have some.
         """
         self._later.append(add_routes)
 
     def _add_later(self) -> bool:
-        """Calls the functions passed to `add_later` that have not been called yet. Returns False if there are
-        none.
+        """Calls the first of the functions passed to `add_later` that has not been called yet. Returns False
+        if there is none.
         """
-        later, self._later = self._later, []
-        if later:
-            self._closed = frozenset(self._patterns)
-            for add_routes in later:
-                add_routes(self)
-            self._closed = frozenset()
-        return bool(later)
+        if not self._later:
+            return False
+        self._closed = frozenset(self._patterns)
+        self._later.pop(0)(self)
+        self._closed = frozenset()
+        return True
 
     def routes(self) -> Iterator[tuple[str, str, Scope]]:
         """Yields all routes as method, pattern and scope. HEAD is left out, because HEAD works wherever GET
         does.
         """
-        self._add_later()
+        while self._add_later():
+            pass
         for segments, methods in self._patterns.items():
             for method, route in methods.items():
                 if method != b"HEAD":
@@ -161,7 +161,9 @@ class Router:
         if known is not None:
             return known
         found = self._match(path)
-        return self._match(path) if found is None and self._add_later() else found
+        while found is None and self._add_later():
+            found = self._match(path)
+        return found
 
     def _match(self, path: bytes) -> _Methods | None:
         """Returns the handlers of a path among the routes added so far, or None if no route matches."""

@@ -15,7 +15,7 @@ from backline.engine.errors import AlreadyExists, InvalidArgument, NotFound, Una
 MetricKind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
-_NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_NAME: Final = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 #: The prefixes of the server's own metrics.
 _OWN: Final = ("nv_", "backline_", "process_", "python_")
 #: The maximum number of label combinations per metric. There is a limit so that a label whose values are, for
@@ -68,7 +68,7 @@ class CustomMetrics:
         Raises InvalidArgument for an invalid name, and AlreadyExists if a metric of another kind has this
         name.
         """
-        if not _NAME.fullmatch(name) or name.startswith(_OWN):
+        if not re.fullmatch(_NAME, name) or name.startswith(_OWN):
             raise InvalidArgument(
                 f"'{name}' cannot name a model's metric: use letters, digits, _ and :,"
                 f" and none of the prefixes {', '.join(_OWN)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -18,22 +19,24 @@ class _KnownPlaces:
 
     def __init__(self) -> None:
         self._shown: dict[str, str] = {}
-        self._pattern: re.Pattern[str] | None = None
 
     def add(self, folder: Path, shown: str) -> None:
         for path in {os.path.abspath(folder), os.path.realpath(folder)} - {os.sep}:
             self._shown[path] = shown
-        if not self._shown:
-            return
-        # Longer paths come first, so that a nested folder is recognised before the folder that contains it.
-        longest_first = sorted(self._shown, key=len, reverse=True)
-        # The pattern matches only whole segments: /models does not match in /v2/models or /models-old.
-        self._pattern = re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w.-])")
 
     def hide(self, text: str) -> str:
-        if self._pattern is None or os.sep not in text:
+        if not self._shown or os.sep not in text:
             return text
-        return self._pattern.sub(lambda found: self._shown[found[0]], text)
+        return _pattern(tuple(self._shown)).sub(lambda found: self._shown[found[0]], text)
+
+
+@lru_cache(maxsize=1)
+def _pattern(paths: tuple[str, ...]) -> re.Pattern[str]:
+    """Returns a pattern that matches the paths."""
+    # Longer paths come first, so that a nested folder is recognised before the folder that contains it.
+    longest_first = sorted(paths, key=len, reverse=True)
+    # The pattern matches only whole segments: /models does not match in /v2/models or /models-old.
+    return re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w.-])")
 
 
 _places: Final = _KnownPlaces()

@@ -15,7 +15,7 @@ _COMPARED: Final = 64
 _PART: Final = 0.8
 #: The minimum length, in characters, of names that are compared with parts of longer names.
 _SHORTEST_PART: Final = 3
-_BETWEEN_WORDS: Final = re.compile(r"[-_.:/ ]+")
+_BETWEEN_WORDS: Final = r"[-_.:/ ]+"
 
 
 def nearest(
@@ -41,7 +41,7 @@ def nearest(
 
 
 def _plain(name: str) -> str:
-    return _BETWEEN_WORDS.sub("-", name[:_COMPARED].casefold()).strip("-")
+    return re.sub(_BETWEEN_WORDS, "-", name[:_COMPARED].casefold()).strip("-")
 
 
 def _similarity(name: str, other: str, cutoff: float, *, whole: bool) -> float:

@@ -44,7 +44,7 @@ def number(value: float) -> str:
 
 #: Matches characters that the name of a label cannot contain. They are replaced, because an invalid label of
 #: one model must not make the whole page unreadable.
-_INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
+_INVALID = r"^(?=\d)|[^a-zA-Z0-9_]"
 
 
 def exposed(family: Family) -> Iterator[str]:
@@ -54,7 +54,7 @@ def exposed(family: Family) -> Iterator[str]:
     for labels, sample in tuple(family.samples.items()):  # models may add samples during this loop
         # Prometheus rejects the whole page if one sample has two labels of the same name. Two names may
         # become the same when they are corrected, and the buckets of a histogram have the label "le".
-        named = {_INVALID.sub("_", name): value for name, value in labels}
+        named = {re.sub(_INVALID, "_", name): value for name, value in labels}
         if family.kind == "histogram" and "le" in named:
             named["le_"] = named.pop("le")
         yield write(family.name, tuple(named.items()), sample)

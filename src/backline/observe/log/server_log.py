@@ -31,19 +31,18 @@ LONGEST: Final = 4000
 _MASK: Final = "***"
 #: Matches secrets: API keys, JSON Web Tokens, credentials in HTTP fields, and user names, passwords, keys and
 #: signatures in URLs. The server does not log secrets, but models and libraries may.
-_SECRETS: Final = re.compile(
-    r"(?P<key>\bbk_)[\w-]{8,}"
+_SECRETS: Final = (
+    r"(?i)(?P<key>\bbk_)[\w-]{8,}"
     r"|(?P<token>\beyJ)[\w-]{8,}\.[\w-]+\.[\w-]*"
     r"|(?P<field>\b(?:bearer|basic|authorization[:=])\s+)[\w.+/=~-]{8,}"
     r"|(?P<user>://)[^\s/@]+(?=@)"
-    r"|(?P<query>[?&](?:X-Amz-Signature|sig|signature|token|access_token|password|key)=)[^\s&]+",
-    re.IGNORECASE,
+    r"|(?P<query>[?&](?:X-Amz-Signature|sig|signature|token|access_token|password|key)=)[^\s&]+"
 )
 
 
 def masked(text: str) -> str:
     """Returns the text with everything that looks like a secret replaced by `***`."""
-    return _SECRETS.sub(lambda found: f"{found[found.lastgroup or 0]}{_MASK}", text)
+    return re.sub(_SECRETS, lambda found: f"{found[found.lastgroup or 0]}{_MASK}", text)
 
 
 class RecentLines:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from backline.wire.application import BROWSER_FIELDS, Buffer, Fields
 from backline.wire.connection import Wire, http_date
@@ -14,7 +13,6 @@ from backline.wire.limits import Limits
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_REASONS = {int(status): status.phrase.encode() for status in HTTPStatus} | {499: b"Client Closed Request"}
 _heads: dict[int, bytes] = {}
 
 
@@ -26,10 +24,22 @@ def response_head(status: int) -> bytes:
     if head is None:
         head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (
             status,
-            _REASONS.get(status, b""),
+            _reason(status),
             http_date(),
         )
     return head
+
+
+def _reason(status: int) -> bytes:
+    """Returns the reason phrase of a status; none if the status is not known."""
+    from http import HTTPStatus  # imported here, because its 62 members take long to define
+
+    if status == 499:
+        return b"Client Closed Request"
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
 
 
 #: The maximum number of response heads that are cached at a time. There must be a limit because a head

@@ -14,10 +14,10 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.parameters import RESERVED
 from backline.engine.values.tensor import Buffer
 
-_MISSING: Final = re.compile(r"missing required field `(\w+)`")
-_PLACE: Final = re.compile(r" - at `\$(.*)`$")
-_ELEMENT: Final = re.compile(r"\.(in|out)puts\[(\d+|\.\.\.)\]")
-_FIELD: Final = re.compile(r"\.(\w+)")
+_MISSING: Final = r"missing required field `(\w+)`"
+_PLACE: Final = r" - at `\$(.*)`$"
+_ELEMENT: Final = r"\.(in|out)puts\[(\d+|\.\.\.)\]"
+_FIELD: Final = r"\.(\w+)"
 #: Triton's words for the type of a field's value.
 _KINDS: Final = {
     "inputs": "array",
@@ -54,9 +54,9 @@ def unreadable(error: Exception, document: Buffer) -> InvalidArgument:
 
 
 def _begin(text: str, document: Buffer) -> str:
-    if missing := _MISSING.search(text):
+    if missing := re.search(_MISSING, text):
         return _no_member(missing[1])
-    place = _PLACE.search(text)
+    place = re.search(_PLACE, text)
     if place is None:  # the document itself is not an object
         return _no_member("inputs")
     if place[1] == ".parameters[...]":
@@ -68,9 +68,9 @@ def _begin(text: str, document: Buffer) -> str:
         return f"parameter '{parameter}' has invalid type. It should be either 'int', 'bool', or 'string'."
     if place[1] == ".parameters":
         return "failed to get request params.: attempt to get members for non-object"
-    if element := _ELEMENT.fullmatch(place[1]):  # an input or output that is not an object
+    if element := re.fullmatch(_ELEMENT, place[1]):  # an input or output that is not an object
         return f"{ONE_SOURCE} no field is set" if element[1] == "in" else _no_member("name")
-    field = (_FIELD.findall(place[1]) or [""])[-1]
+    field = (re.findall(_FIELD, place[1]) or [""])[-1]
     if field in _KINDS:
         return _other_kind(field, _KINDS[field])
     return "failed to parse the request JSON"

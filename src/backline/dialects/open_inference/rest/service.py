@@ -17,12 +17,8 @@ from backline.dialects.open_inference.metadata import (
     server_metadata,
     visible_to,
 )
-from backline.dialects.open_inference.repository import RepositoryRoutes
-from backline.dialects.open_inference.rest.generate import Generate
 from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader
 from backline.dialects.open_inference.rest.response_writer import RestWriter
-from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
-from backline.dialects.open_inference.shared_memory import SharedMemoryRoutes
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
@@ -91,10 +87,6 @@ class RestService:
         self._as_triton = not_ready_status == _TRITON_NOT_READY
         self._deferred = deferred
         self._inference = RestInference(engine, deferred, forward)
-        self._generate = Generate(engine, deferred, self._inference)
-        self._repository = RepositoryRoutes(engine, deferred)
-        self._shared_memory = SharedMemoryRoutes(engine)
-        self._trace_settings = TraceSettings(engine)
 
     def add_routes(self, router: Router) -> None:
         router.add(Scope.READ, "GET", "/v2", self._server_metadata)
@@ -111,15 +103,23 @@ class RestService:
             router.add(Scope.READ, "GET", pattern + "/config-origins", self._origins, *version)
             router.add(Scope.READ, "GET", pattern + "/stats", self._statistics, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer", self._inference.infer, *version)
-            router.add(Scope.INFER, "POST", pattern + "/infer_stream", self._generate.infer_stream, *version)
-            router.add(Scope.INFER, "POST", pattern + "/generate", self._generate.generate, *version)
-            router.add(
-                Scope.INFER, "POST", pattern + "/generate_stream", self._generate.generate_stream, *version
-            )
-        self._repository.add_routes(router)
-        self._shared_memory.add_routes(router)
+        router.add_later(self._add_extensions)
+
+    def _add_extensions(self, router: Router) -> None:
+        from backline.dialects.open_inference.repository import RepositoryRoutes
+        from backline.dialects.open_inference.rest.generate import Generate
+        from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
+        from backline.dialects.open_inference.shared_memory import SharedMemoryRoutes
+
+        generate = Generate(self._engine, self._deferred, self._inference)
+        for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
+            router.add(Scope.INFER, "POST", pattern + "/infer_stream", generate.infer_stream, *version)
+            router.add(Scope.INFER, "POST", pattern + "/generate", generate.generate, *version)
+            router.add(Scope.INFER, "POST", pattern + "/generate_stream", generate.generate_stream, *version)
+        RepositoryRoutes(self._engine, self._deferred).add_routes(router)
+        SharedMemoryRoutes(self._engine).add_routes(router)
         LoggingExtension(self._engine).add_routes(router)
-        self._trace_settings.add_routes(router)
+        TraceSettings(self._engine).add_routes(router)
 
     def _server_metadata(self, request: HttpRequest) -> None:
         respond_json(request, server_metadata(self._engine))
