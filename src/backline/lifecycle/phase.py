@@ -29,6 +29,9 @@ class VersionPhase(Enum):
     FAILED = "failed"
     UNLOADED = "unloaded"
 
+    #: The members are compared by identity. The hash of an Enum takes a call of a Python function.
+    __hash__ = object.__hash__
+
 
 _P = VersionPhase
 
@@ -79,24 +82,21 @@ class ShownVersion:
 
     def __init__(self, model: Model, phase: VersionPhase, reason: str = "") -> None:
         self.model = model
-        self._phase = phase
+        #: Only `enter` changes it. Not a property, because it is read about twenty times for each load.
+        self.phase = phase
         self._show(reason)
-
-    @property
-    def phase(self) -> VersionPhase:
-        return self._phase
 
     def enter(self, phase: VersionPhase, reason: str = "") -> None:
         """Enters a phase; clients see `reason`. Raises IllegalPhase if the phase may not follow the current
         one.
         """
-        check_transition(self._phase, phase)
-        self._phase = phase
+        check_transition(self.phase, phase)
+        self.phase = phase
         self._show(reason)
 
     def _show(self, reason: str, *, stalled: bool = False) -> None:
         """Sets the state that clients see. A `stalled` version keeps its phase, but appears unavailable."""
-        self.model.state = SEEN_AS[VersionPhase.FAILED if stalled else self._phase]
+        self.model.state = SEEN_AS[VersionPhase.FAILED if stalled else self.phase]
         self.model.reason = reason
 
     def require(self, required: bool) -> None:

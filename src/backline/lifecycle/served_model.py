@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from typing import Final
 
 from backline.engine.engine import Engine
 from backline.engine.model import NO_VERSION, ModelState
@@ -20,6 +21,14 @@ from backline.repository.repository import FoundVersion
 
 #: Seconds for which an unloaded version is still listed if the version policy no longer selects it.
 UNLOADED_SHOWN_SECONDS = 60.0
+#: If a version has several loads, clients see the one whose phase is last here.
+_SHOWN_LAST: Final = (
+    VersionPhase.DRAINING,
+    VersionPhase.FAILED,
+    VersionPhase.LOADED,
+    VersionPhase.LOADING,
+    VersionPhase.READY,
+)
 #: Makes the placeholder for an on-demand version, given the version's name.
 MakeAsleep = Callable[[str], StandIn]
 
@@ -208,8 +217,10 @@ class ServedModel:
         return target.wanted(self.labels.versions, asleep=self._sleeping(target), serve=False)
 
     def _sleeping(self, target: Target) -> frozenset[str]:
-        on_demand = target.source.versions if target.source.found.config.on_demand else ()
-        return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
+        resting = frozenset(self.resting)
+        if not target.source.found.config.on_demand:
+            return resting
+        return (frozenset(target.source.versions) - self.awake) | resting
 
     def only_kept(self, version: str) -> bool:
         """Returns whether a version is kept loaded only so that a label can be moved back to it."""
@@ -432,14 +443,10 @@ class ServedModel:
         below replaces an earlier one.
         """
         shown: dict[str, ShownVersion] = {**self._unloaded_versions(wanted)}
-        order = (
-            VersionPhase.DRAINING,
-            VersionPhase.FAILED,
-            VersionPhase.LOADED,
-            VersionPhase.LOADING,
-            VersionPhase.READY,
-        )
-        for one in sorted(self.held.values(), key=lambda one: (order.index(one.phase), one.key)):
+        loads = list(self.held.values())
+        if len(loads) > 1:
+            loads.sort(key=lambda one: (_SHOWN_LAST.index(one.phase), one.key))
+        for one in loads:
             shown[one.model.version] = one
         goals = [goal for goal in wanted if goal.serve or goal.version not in shown]
         # The placeholder of a sleeping version stays published until the load has succeeded, because it holds

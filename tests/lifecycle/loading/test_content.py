@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from backline.lifecycle.loading.measurement_file import read_file
 from backline.lifecycle.loading.version_load import VersionContent
 
 
@@ -49,3 +50,36 @@ def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         VersionContent(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 20, 35])
+def test_a_file_of_any_length_is_read_to_its_end(length: int, tmp_path: Path) -> None:
+    content = bytes(range(length))
+    (tmp_path / "a").write_bytes(content)
+
+    assert read_file(str(tmp_path / "a"), 10) == content
+
+
+def test_a_small_file_is_read_with_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put(tmp_path / "one", a="1")
+    sizes: list[int] = []
+    read = os.read
+
+    def counted(file: int, size: int) -> bytes:
+        sizes.append(size)
+        return read(file, size)
+
+    monkeypatch.setattr(os, "read", counted)
+    VersionContent(folder, ["a"])
+
+    assert sizes == [2]
+
+
+def test_files_above_the_size_that_is_read_at_once_have_digests_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = put(tmp_path / "one", a="1" * 100)
+    at_once = VersionContent(folder, ["a"]).digest
+    monkeypatch.setattr("backline.lifecycle.loading.version_load._READ_WHOLE", 10)
+
+    assert VersionContent(folder, ["a"]).digest == at_once

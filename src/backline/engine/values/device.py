@@ -75,6 +75,8 @@ class Places:
     @property
     def devices(self) -> tuple[Device, ...]:
         """The devices, without duplicates."""
+        if len(self.groups) == 1 and len(self.groups[0].devices) == 1:  # the usual case
+            return self.groups[0].devices
         return tuple(dict.fromkeys(device for placed in self.groups for device in placed.devices))
 
     @property

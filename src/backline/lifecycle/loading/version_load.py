@@ -28,7 +28,7 @@ from backline.engine.values.device import Places
 from backline.engine.values.signature import RequestCheck
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
-from backline.lifecycle.loading.measurement_file import MeasurementFile
+from backline.lifecycle.loading.measurement_file import MeasurementFile, read_file
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up, warm_up_items, warm_up_samples
 from backline.lifecycle.memory.meter import LoadMemory, measure_workers
@@ -325,11 +325,13 @@ class VersionContent:
         self._before = self._state()
         digest = hashlib.sha256()
         for (name, path), (_, size, _, _) in zip(self._files.items(), self._before, strict=True):
-            with open(path, "rb", buffering=0) as file:
-                digest.update(f"{name!r}:".encode("utf-8", "surrogatepass"))
-                whole = size <= _READ_WHOLE
-                of_file = hashlib.sha256(file.read()) if whole else hashlib.file_digest(file, "sha256")
-                digest.update(of_file.digest())
+            digest.update(f"{name!r}:".encode("utf-8", "surrogatepass"))
+            if size <= _READ_WHOLE:
+                of_file = hashlib.sha256(read_file(path, size + 1))
+            else:
+                with open(path, "rb", buffering=0) as file:
+                    of_file = hashlib.file_digest(file, "sha256")
+            digest.update(of_file.digest())
         self.digest = digest.hexdigest()
 
     @property
@@ -367,7 +369,7 @@ def warm_up_version(
         samples = warm_up_samples(
             config,
             batched=batched,
-            version_folder=path if path.is_dir() else path.parent,
+            version_folder=path if os.path.isdir(path) else path.parent,
             model_folder=model_folder,
             recorded=recorded,
         )
