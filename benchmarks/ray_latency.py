@@ -1,9 +1,11 @@
 """Measures what a deployment on Ray adds to the latency of a single caller.
 
 `python benchmarks/ray_latency.py` starts Ray on this machine and calls the model add1 in turn: on one server
-that does not run on Ray, on a replica that does, through the server in front of two replicas, and through
-the proxy of Ray Serve with two replicas. In Serve, the model gets the bytes of the tensor as the body, so
-that no protocol has to be parsed. h2load sends the requests, one after the other.
+that does not run on Ray, on a replica that does, and through the server in front of two replicas. Then it
+starts Ray Serve with two replicas, and calls the model in turn on that server and through Serve's proxy.
+Serve is started last because its processes take CPU time even without requests. In Serve, the model gets the
+bytes of the tensor as the body, so that no protocol has to be parsed. h2load sends the requests, one after
+the other.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def ways_to(
 
 @contextlib.contextmanager
 def started(asked: Model) -> Iterator[list[Way]]:
-    """Starts everything that is measured, and yields the ways to the model. Raises CannotRun without Ray."""
+    """Starts Ray and the servers, and yields the ways to the model. Raises CannotRun without Ray."""
     try:
         import ray
         from ray import serve
@@ -101,7 +103,6 @@ def started(asked: Model) -> Iterator[list[Way]]:
             ways += ways_to(name, asked, http, grpc)
         host, _, port = Deployment(NAME, REPLICAS).urls()[0].removeprefix("grpc://").rpartition(":")
         ways += ways_to("replica", asked, int(port), int(port), host)
-        ways.append(way_to_serve(serve, asked))
         yield ways
     finally:
         for server in servers:
@@ -116,12 +117,14 @@ def ready_at(port: int) -> Callable[[], bool]:
     return lambda: answers_200(f"http://127.0.0.1:{port}/v2/models/add1/ready")
 
 
-def way_to_serve(serve: object, asked: Model) -> Way:
+def way_to_serve(asked: Model) -> Way:
     """Starts Ray Serve without its log of requests, and checks the first response."""
+    from ray import serve
+
     (port,) = free_ports(1)
     quiet = {"enable_access_log": False, "log_level": "ERROR"}
-    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)  # type: ignore[attr-defined]
-    serve.run(serve_application(asked, "add1"), route_prefix="/add1", logging_config=quiet)  # type: ignore[attr-defined]
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
+    serve.run(serve_application(asked, "add1"), route_prefix="/add1", logging_config=quiet)
     url, body = f"http://127.0.0.1:{port}/add1", asked.input.tobytes()
     with urllib.request.urlopen(urllib.request.Request(url, body)) as answer:
         if answer.read() != next(iter(asked.outputs.values())).tobytes():
@@ -143,18 +146,42 @@ def measure(way: Way, seconds: int) -> float:
     return found.p50_us
 
 
-def table(ways: Sequence[Way], rounds: Sequence[Sequence[float]]) -> Iterator[str]:
-    """Yields the lines of the table. What a way adds is the median over the rounds of the difference from the
-    server that does not run on Ray, over the same protocol.
+@dataclass(frozen=True)
+class Latency:
+    """The median latencies of the rounds, and how much longer than those of the server without Ray over the
+    same protocol, in microseconds.
     """
+
+    way: Way
+    took: list[float]
+    added: list[float]
+
+
+def in_turn(ways: Sequence[Way], rounds: int, seconds: int) -> list[Latency]:
+    """Measures the ways in turn, in several rounds."""
+    for way in ways:
+        measure(way, 1)
+    found = [{(way.name, way.protocol): measure(way, seconds) for way in ways} for _ in range(rounds)]
+    return [
+        Latency(
+            way,
+            [one[way.name, way.protocol] for one in found],
+            [one[way.name, way.protocol] - one["server", way.protocol] for one in found],
+        )
+        for way in ways
+    ]
+
+
+def table(measured: Sequence[Latency]) -> Iterator[str]:
+    """Yields the lines of the table. What a way adds is the median over the rounds."""
     yield "| over | asked | p50 us | added us | added in each round |"
     yield "| --- | --- | --- | --- | --- |"
-    column = {(way.name, way.protocol): [one[index] for one in rounds] for index, way in enumerate(ways)}
-    for (name, protocol), taken in sorted(column.items(), key=lambda item: (item[0][1], median(item[1]))):
-        added = [one - base for one, base in zip(taken, column["server", protocol], strict=True)]
-        each = "" if name == "server" else ", ".join(f"{one:.0f}" for one in added)
-        middle = "" if name == "server" else f"{median(added):+.0f}"
-        yield f"| {protocol} | {name} | {median(taken):.0f} | {middle} | {each} |"
+    for one in sorted(measured, key=lambda one: (one.way.protocol, median(one.took))):
+        line = f"| {one.way.protocol} | {one.way.name} | {median(one.took):.0f} |"
+        if one.way.name == "server":
+            yield f"{line} | |"
+        else:
+            yield f"{line} {median(one.added):+.0f} | {', '.join(f'{added:.0f}' for added in one.added)} |"
 
 
 @click.command()
@@ -165,15 +192,16 @@ def main(rounds: int, seconds: int) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     for name, value in machine().items():
         print(f"{name}: {value}")
+    asked = model("add1")
     try:
-        with started(model("add1")) as ways:
+        with started(asked) as ways:
             print(f"ray: {version('ray')}\n", flush=True)
-            for way in ways:
-                measure(way, 1)
-            found = [[measure(way, seconds) for way in ways] for _ in range(rounds)]
+            measured = in_turn(ways, rounds, seconds)
+            server = next(way for way in ways if way.name == "server" and way.protocol == "http")
+            measured += in_turn([server, way_to_serve(asked)], rounds, seconds)[1:]
     except CannotRun as error:
         raise click.ClickException(str(error)) from None
-    print("\n".join(table(ways, found)))
+    print("\n".join(table(measured)))
 
 
 if __name__ == "__main__":

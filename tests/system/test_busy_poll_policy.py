@@ -223,7 +223,7 @@ def test_a_lost_core_pauses_polling_for_longer_each_time() -> None:
     for _ in range(13):
         while not policy.length:
             policy.observe(30e-6)
-        assert not policy.continues(1.0, 1.0, 1.00015)
+        assert not policy.continues(1.0, 1.0, 1.0005)
         pause = 0
         while not policy.length:
             policy.observe(30e-6)
@@ -243,7 +243,7 @@ def test_a_core_that_is_lost_rarely_costs_few_polls(every: int) -> None:
         policy.observe(30e-6)
         skipped += not policy.length
         if count % every == every - 1:
-            policy.continues(1.0, 1.0, 1.00015)
+            policy.continues(1.0, 1.0, 1.0005)
 
     assert skipped <= 100 + 10 * 10_000 // every
 
@@ -260,7 +260,7 @@ def share_polled(loss: float) -> float:
             continue
         polled += 1
         if random.random() < loss:
-            policy.continues(1.0, 1.0, 1.00015)
+            policy.continues(1.0, 1.0, 1.0005)
         policy.observe(gap)
     return polled / 20_000
 

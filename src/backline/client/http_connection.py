@@ -240,8 +240,6 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if self._poll is not None:
-            self._poll.connected(transport.get_extra_info("socket"))
         # asyncio's writelines copies the parts (Python 3.11), or hangs after an empty part (3.12, 3.13).
         self._one_by_one = type(transport).__module__.startswith("asyncio.")
 

@@ -134,7 +134,6 @@ class RpcConnection(asyncio.Protocol):
             and hasattr(socket, "TCP_USER_TIMEOUT")
         ):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGE_WITHIN)
-        self._poll.connected(connected)
         self._transport.write(_CLIENT_PREFACE)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 from asyncio import AbstractEventLoop, get_running_loop
-from contextlib import suppress
+from collections.abc import Callable
 from functools import cache
 from math import inf
 from time import perf_counter
-from typing import Any
 
 from backline.system.busy_poll_policy import BusyPollPolicy
 
 _CORES = os.cpu_count() or 1
-#: With fewer cores than this, no core is free while a client, this server and another server on the same
-#: machine run or poll.
-_CORES_FOR_THREE = 4
-#: The policy for gaps in which the loop never polls.
-_NEVER = BusyPollPolicy(0.0)
+
+#: Lets another thread that is ready to run on this core go first. Unless a poll does so, the kernel may let a
+#: thread that it has just woken up wait until the poll ends, and that thread may be the client whose request
+#: the poll awaits. Does nothing on Windows, where there is no such call.
+give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 
 def has_idle_core() -> bool:
@@ -57,22 +55,18 @@ class BusyPoll:
     Code that reads input on the loop must set `arrived`, and call `wake` if the poll is `asleep`. There is no
     polling while a thread computes for the loop (see `hold`), because polling would compete with that thread
     for the interpreter. There is no polling either while all cores of the machine are busy: other threads
-    need the cores, and a core that is busy does not have to be woken up.
+    need the cores, and a core that is busy does not have to be woken up. Between two checks for input, the
+    poll offers its core to other threads.
 
     Gaps in which the server awaits responses of other servers have a separate policy, because polling may pay
     off only in these gaps: on a small machine, a core may be free as long as the client waits too, but not
-    once the client has its response and prepares its next request. If the other server runs on the same
-    machine, and the machine has fewer than four cores, there is no polling between the response to a request
-    that was passed on and the client's next request: the other server polls in this gap, and the client needs
-    the other core.
+    once the client has its response and prepares its next request.
     """
 
     __slots__ = (
-        "_beside",
         "_holds",
         "_looked",
         "_loop",
-        "_passes_on",
         "_policy",
         "_policy_of_clients",
         "_policy_of_servers",
@@ -89,10 +83,6 @@ class BusyPoll:
         self._policy = self._policy_of_clients
         #: The number of responses that this server awaits from other servers.
         self.awaited = 0
-        #: Whether one of these servers runs on this machine, and the machine has few cores.
-        self._beside = False
-        #: Whether the next gap between requests of the client follows a request passed on to such a server.
-        self._passes_on = False
         #: Whether input has arrived since the last check.
         self.arrived = False
         #: Whether `wake` must be called when input arrives.
@@ -113,15 +103,6 @@ class BusyPoll:
         self._policy = self._policy_of_clients = BusyPollPolicy(longest)
         self._policy_of_servers = BusyPollPolicy(longest)
         self.asleep = longest > 0.0
-
-    def connected(self, connection: Any) -> None:
-        """Records a connection to another server. `connection` is the socket, or None if it is unknown."""
-        if connection is None or _CORES >= _CORES_FOR_THREE:
-            return
-        with suppress(OSError):  # the other server has already closed the connection
-            here = connection.family == socket.AF_UNIX
-            if here or connection.getsockname()[0] == connection.getpeername()[0]:
-                self._beside = True
 
     @property
     def longest(self) -> float:
@@ -145,19 +126,13 @@ class BusyPoll:
         if self._quiet_since:
             self._policy.slept(perf_counter() - self._quiet_since)
             self._quiet_since = 0.0
-            if self._policy is _NEVER:
-                self._passes_on = False
         loop = self._loop
         if loop is None:
             loop = self._loop = get_running_loop()
         loop.call_soon(self._look)
 
     def _choose(self) -> BusyPollPolicy:
-        if self.awaited:
-            self._passes_on = self._beside
-            self._policy = self._policy_of_servers
-        else:
-            self._policy = _NEVER if self._passes_on else self._policy_of_clients
+        self._policy = self._policy_of_servers if self.awaited else self._policy_of_clients
         return self._policy
 
     def _look(self) -> None:
@@ -188,6 +163,7 @@ class BusyPoll:
         elif not self._policy.continues(self._quiet_since, self._looked, now):
             self.asleep = True
             return
+        give_way()
         self._looked = now
         assert self._loop is not None, "input has arrived"
         self._loop.call_soon(self._look)

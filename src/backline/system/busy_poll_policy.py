@@ -8,16 +8,16 @@ from typing import Final
 
 #: Seconds from the arrival of input until a sleeping loop is awake, on an idle core.
 WAKE_TIME: Final = 30e-6
-#: If this many seconds pass between two checks for input during a poll, another thread or process must have
-#: used the core or the interpreter.
-_LOST_CORE: Final = 100e-6
+#: If this many seconds pass between two checks for input during a poll, other threads need the core or the
+#: interpreter. In less time, a client on the same core handles a response and sends its next request.
+_LOST_CORE: Final = 400e-6
 #: Seconds between two checks, while polling, of whether the machine has an idle core.
 _CHECK_INTERVAL: Final = 0.01
 #: The weight of the latest gap in the averages.
 _WEIGHT: Final = 1 / 16
 #: The policy polls if at least the first share of the gaps is worth a poll, and at least the second share of
 #: the gaps is similar to an earlier gap.
-_MOSTLY: Final = 0.85
+_MOSTLY: Final = 0.6
 _REGULAR: Final = 0.7
 #: Two gaps are similar if they differ by at most this share of the mean gap plus _JITTER. About half of the
 #: gaps of random arrivals are similar in this sense.

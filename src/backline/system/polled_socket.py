@@ -6,7 +6,7 @@ import select
 from socket import socket
 from time import perf_counter
 
-from backline.system.busy_poll import has_idle_core
+from backline.system.busy_poll import give_way, has_idle_core
 from backline.system.busy_poll_policy import BusyPollPolicy
 
 
@@ -52,4 +52,5 @@ class PolledSocket:
                 return True
             if not policy.continues(began, checked, now):
                 return False
+            give_way()
             checked = now
