@@ -79,7 +79,7 @@ class BalancePolicy:
     forget_after: float = 10.0
     #: The maximum number of consecutive requests that go to the same server while a lone caller sends one
     #: request at a time.
-    row: int = 32
+    row: int = 256
     #: A lone caller's requests go to the same server only while the server responds within this time, and the
     #: next request follows within this time.
     brief: float = 0.0005
