@@ -44,9 +44,9 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
-#: Workers poll for input before they sleep only if the server may use at least this many cores. With fewer, a
-#: worker that polls would take a core from the client, or from the server's own polling.
-POLLING_CORES = 4
+#: Workers poll for input before they sleep only if the server may use at least this many cores, because the
+#: server polls too.
+POLLING_CORES = 2
 
 
 @dataclass(frozen=True, slots=True)
