@@ -13,8 +13,8 @@ from pathlib import Path
 import backline
 
 SOURCE = Path(backline.__file__).parent
-#: Never decoded: they are created for each request and only have the speed of a struct.
-CREATED_ONLY = {"InferRequest", "Tensor", "InferResponse", "Rescheduled"}
+#: Never decoded: they are structs because structs are quick to create or, for ONNX models, quick to define.
+CREATED_ONLY = {"InferRequest", "Tensor", "InferResponse", "Rescheduled", "ModelFile", "SessionSettings"}
 #: Four threads are the first to decode a class that contains another one, 100 times. Without the decorator,
 #: the process crashes.
 PROGRAM = """
