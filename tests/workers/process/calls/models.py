@@ -297,13 +297,18 @@ def watching(gate: str, models: Models) -> Iterator[str]:
         raise
     yield "over"
 """
+#: Returns while a call of it runs.
 LEFT = """
 import asyncio
+from pathlib import Path
 from backline.model import Models
 
+GATED = Path(__file__).parents[2] / "gated" / "1"
+
 async def left(gate: str, models: Models) -> str:
-    asyncio.ensure_future(models["gated"]([gate.encode()]))
-    await models["after"]([gate.encode()])
+    call = asyncio.ensure_future(models["gated"]([gate.encode()]))
+    while not (GATED / f"began-{gate}").exists():
+        await asyncio.sleep(0.005)
     return "answered"
 """
 #: Sends invalid messages on its calls channel.
@@ -339,7 +344,7 @@ from backline.model import BacklineError, Models
 
 def limited(gate: str, models: Models) -> str:
     try:
-        models["gated"]([gate.encode()], timeout=0.1)
+        models["gated"]([gate.encode()], timeout=1)
     except BacklineError as error:
         return f"{type(error).__name__}: {error}"
 """
