@@ -6,10 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 
+from backline.client import http_transport
 from backline.client.address import Address
 from backline.client.balanced_transport import BalancedTransport
 from backline.client.errors import (
@@ -19,6 +21,7 @@ from backline.client.errors import (
     InvalidArgument,
     ProtocolError,
 )
+from backline.client.http_connection import HttpConnection
 from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
 from backline.client.transport import InferCall, Sending
@@ -108,6 +111,32 @@ async def calls(answer: Answer, options: ClientOptions | None = None) -> AsyncIt
 
 async def echo(connection: int, raw: bytes, writer: asyncio.StreamWriter) -> None:
     writer.write(answer_of(raw))
+
+
+def test_responses_of_alternating_sizes_are_parsed_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    decoded: list[object] = []
+
+    def parsing(connection: HttpConnection, nbytes: int) -> None:
+        parsed.append(nbytes)
+        parse(connection, nbytes)
+
+    def decoding(*given: Any) -> InferResponse:
+        decoded.append(given)
+        return decode(*given)
+
+    parse, decode = HttpConnection._read, http_transport.decode_infer
+    monkeypatch.setattr(HttpConnection, "_read", parsing)
+    monkeypatch.setattr(http_transport, "decode_infer", decoding)
+
+    async def run() -> None:
+        async with calls(echo) as made:
+            for values in ([1.0], [1.0, 2.0], [3.0], [4.0, 5.0], [6.0]):
+                made.start(*values)
+                assert await made.values() == values
+
+    asyncio.run(run())
+    assert len(parsed) == len(decoded) == 2
 
 
 async def test_responses_that_differ_in_little_are_told_apart() -> None:

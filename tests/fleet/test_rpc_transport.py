@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from backline.client import grpc_codec
 from backline.client.address import Address
 from backline.client.balanced_transport import BalancedTransport
 from backline.client.errors import (
@@ -30,8 +31,9 @@ from backline.client.options import ClientOptions
 from backline.client.transport import InferCall, Transport
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
-from backline.engine.values.tensor import Tensor
+from backline.engine.values.tensor import Buffer, Tensor
 from backline.fleet.rpc_call import RpcStream
+from backline.fleet.rpc_connection import RpcConnection
 from backline.fleet.rpc_transport import RpcTransport, timeout_field
 from backline.protos import message
 from backline.system.busy_poll import BusyPoll
@@ -106,6 +108,40 @@ def test_responses_that_differ_in_little_are_told_apart(server: ServerProcess) -
                 assert (response.outputs[0].data.tolist(), response.id) == (values, id)
 
     asyncio.run(run())
+
+
+def test_responses_of_alternating_sizes_are_decoded_once_each(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    split: list[object] = []
+
+    def decoding(connection: RpcConnection, data: bytes) -> None:
+        read.append(data)
+        decode_frames(connection, data)
+
+    def splitting(received: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
+        split.append(received)
+        return split_message(received)
+
+    decode_frames, split_message = RpcConnection._receive, grpc_codec._split
+    monkeypatch.setattr(RpcConnection, "_receive", decoding)
+    monkeypatch.setattr(grpc_codec, "_split", splitting)
+
+    async def run() -> None:
+        async with transport_to(server.grpc_url) as transport:
+            for sizes in ((1, 2, 3), (2, 3, 1), (1, 2, 3)):  # the second responses have shorter heads
+                for size in sizes:
+                    response = await transport.infer(call(size))
+                    assert response.outputs[0].data.tolist() == list(range(size))
+            read.clear()
+            for size in (3, 1, 2):
+                response = await transport.infer(call(size))
+                assert response.outputs[0].data.tolist() == list(range(size))
+
+    asyncio.run(run())
+    assert not read
+    assert len(split) == 3
 
 
 def test_a_lone_call_is_written_at_once_and_further_ones_together(server: ServerProcess) -> None:

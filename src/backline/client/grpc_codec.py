@@ -63,9 +63,9 @@ class InferCodec:
         self._url = url
         self._requests: Memo[object, bytes] = Memo(_REMEMBERED)
         self._responses: Memo[bytes, _Head] = Memo(_REMEMBERED)
-        #: The form of the latest response that fits LoneOutput; the next response probably differs only in
-        #: its data.
-        self._lone: LoneOutput | None = None
+        #: The forms of responses that fit LoneOutput, by size. The next response of the same size probably
+        #: differs only in its data.
+        self._forms: Memo[int, LoneOutput] = Memo(_REMEMBERED)
 
     def encode(self, call: InferCall) -> list[Buffer]:
         """Returns the ModelInferRequest of a call, in parts; the message is their concatenation."""
@@ -87,9 +87,9 @@ class InferCodec:
 
     def decode(self, received: Buffer) -> InferResponse:
         """Returns the response in a ModelInferResponse. Raises ProtocolError if the message is invalid."""
-        lone = self._lone
-        if lone is not None and len(received) == lone.size and received[: lone.start] == lone.before:
-            return lone.response(received)
+        same = self._forms.get(len(received))
+        if same is not None and received[: same.start] == same.before:
+            return same.response(received)
         try:
             rest, id, places = _split(received)
             head = self._responses.get(rest) if places else None
@@ -112,7 +112,9 @@ class InferCodec:
         parameters = dict(head.parameters) if head.parameters else head.parameters
         response = InferResponse(head.model, head.version, id, outputs, parameters)
         if len(places) == 1 and places[0][1] == len(received):
-            self._lone = lone_output(received, places[0][0], response) or self._lone
+            form = lone_output(received, places[0][0], response)
+            if form is not None:
+                self._forms.keep(len(received), form)
         return response
 
     def convert(self, response: Any) -> InferResponse:

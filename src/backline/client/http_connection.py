@@ -12,6 +12,7 @@ import httptools
 from backline.client.errors import ConnectionFailed, ConnectionLost, DeadlineExceeded, ProtocolError
 from backline.engine.errors import BacklineError
 from backline.engine.values.tensor import Buffer
+from backline.memo import Memo
 
 if TYPE_CHECKING:
     from backline.system.busy_poll import BusyPoll
@@ -28,7 +29,8 @@ MAX_HEAD = 256 * 1024
 CHUNK_OVERHEAD = 8
 #: The maximum size of a response body in bytes, so that a hostile server cannot exhaust a client's memory.
 MAX_BODY = 4 << 30
-#: The maximum size in bytes of a head that a connection remembers.
+#: The maximum number of heads that a connection remembers, and the maximum size of each in bytes.
+_REMEMBERED = 64
 _LONGEST_HEAD = 2048
 #: The tensors after the JSON header are aligned to this many bytes in memory, so that numpy can use them in
 #: place.
@@ -56,12 +58,11 @@ class HttpConnection(asyncio.BufferedProtocol):
     `reusable` says whether another request may follow, `idle_since` when the last request ended
     (time.monotonic()).
 
-    Successive responses mostly have the same head, so the connection remembers the head of an earlier
-    response.
+    Responses of the same size mostly have the same head, so the connection remembers a head for each size.
 
-    Invariants of the memo: it holds the bytes of a head that the parser accepted, with status 200 and a
+    Invariants of the memo: it holds the bytes of heads that the parser accepted, with status 200 and a
     Content-Length, on a connection that stayed open. The complete response arrived in one read. Received data
-    match the memo only if they begin a response, start with those bytes and have exactly the same size as the
+    match a head only if they begin a response, start with those bytes and have exactly the same size as the
     earlier response, so the parser would produce the same response with another body.
     """
 
@@ -86,10 +87,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        #: The size of a response with the remembered head; 0 if no head is remembered.
-        self._same_size = 0
-        self._head_bytes = b""
-        self._same_headers: dict[bytes, bytes] = {}
+        #: The remembered heads, as bytes and as header fields, by the size of the whole response.
+        self._heads: Memo[int, tuple[bytes, dict[bytes, bytes]]] = Memo(_REMEMBERED)
         #: The complete response, while other bytes of the same read are still being parsed.
         self._complete: HttpAnswer | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -248,14 +247,10 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         begins = not self._head_size
-        if (
-            nbytes == self._same_size
-            and begins
-            and self._on_end is not None
-            and self._received.startswith(self._head_bytes)
-        ):
-            body = bytes(self._receive[len(self._head_bytes) : nbytes])
-            self._end(HttpAnswer(200, self._same_headers, body), None)
+        same = self._heads.get(nbytes)
+        if same is not None and begins and self._on_end is not None and self._received.startswith(same[0]):
+            head, headers = same
+            self._end(HttpAnswer(200, headers, bytes(self._receive[len(head) : nbytes])), None)
         else:
             self._advice = ""
             self._read(nbytes)
@@ -283,9 +278,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             and size <= _LONGEST_HEAD
             and self._received.find(b"\r\n\r\n", 0, nbytes) == size - 4
         ):
-            self._head_bytes = bytes(self._receive[:size])
-            self._same_headers = answer.headers
-            self._same_size = nbytes
+            self._heads.keep(nbytes, (bytes(self._receive[:size]), answer.headers))
 
     def _read(self, nbytes: int) -> None:
         if self._direct is not None:

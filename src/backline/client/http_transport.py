@@ -116,10 +116,9 @@ class HttpTransport(Transport):
         self._heads: Memo[object, bytes] = Memo(_REMEMBERED)
         #: The parsed JSON headers of responses whose tensors are binary, by their text.
         self._headers: Memo[bytes, ResponseJson] = Memo(_REMEMBERED)
-        #: The form of the latest response that fits LoneOutput, and the field with the length of its JSON
-        #: header; the next response probably differs only in its data.
-        self._lone: LoneOutput | None = None
-        self._lone_length = b""
+        #: The forms of responses that fit LoneOutput, each with the field for the length of the JSON header,
+        #: by the size of the body. The next response of the same size probably differs only in its data.
+        self._forms: Memo[int, tuple[LoneOutput, bytes]] = Memo(_REMEMBERED)
         self._pool = HttpPool(address, options, poll)
         self._control = HttpControl(self, address.url, options)
 
@@ -156,18 +155,13 @@ class HttpTransport(Transport):
         if answer.status != 200:
             raise self.failure(answer)
         body, length = answer.body, answer.headers.get(HEADER_LENGTH)
-        lone = self._lone
-        if (
-            lone is not None
-            and len(body) == lone.size
-            and length == self._lone_length
-            and body[: lone.start] == lone.before
-        ):
-            return lone.response(body)
+        same = self._forms.get(len(body))
+        if same is not None and length == same[1] and body[: same[0].start] == same[0].before:
+            return same[0].response(body)
         response = decode_infer(self._url, answer, self._headers)
         found = None if length is None else lone_output(body, int(length), response)
         if length is not None and found is not None:
-            self._lone, self._lone_length = found, length
+            self._forms.keep(len(body), (found, length))
         return response
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:

@@ -1,4 +1,4 @@
-"""Recognises responses that differ from the previous response only in the data of their output."""
+"""Recognises responses that differ from an earlier response only in the data of their output."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ _LONGEST: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class LoneOutput:
-    """The form of an encoded response of `size` bytes that has one output, no id and no parameters.
+    """The form of an encoded response that has one output, no id and no parameters.
 
     The data of the output begin at `start` and end the response; `before` has all bytes before them.
     """
 
-    size: int
     start: int
     before: bytes
     model: str
@@ -32,8 +31,8 @@ class LoneOutput:
     shape: Shape
 
     def response(self, received: Buffer) -> InferResponse:
-        """Returns the response in `received`, which must have this form: the same size, and the same bytes
-        before its data.
+        """Returns the response in `received`, which must have the same size, and the same bytes before its
+        data, as the response with this form.
         """
         data = np.frombuffer(received, self.datatype.dtype, offset=self.start).reshape(self.shape)
         return InferResponse(
@@ -53,7 +52,6 @@ def lone_output(received: Buffer, start: int, response: InferResponse) -> LoneOu
     if output.datatype is DataType.BYTES or start > _LONGEST or start == len(received):
         return None
     return LoneOutput(
-        len(received),
         start,
         bytes(received[:start]),
         response.model_name,

@@ -14,6 +14,7 @@ from backline.client.errors import ConnectionFailed, ConnectionLost, ProtocolErr
 from backline.engine.errors import BacklineError, Cancelled, Unavailable
 from backline.fleet.rpc_call import ResponseBlocks, ResponseHead, RpcCall
 from backline.fleet.whole_answer import WholeAnswer, sizes_in
+from backline.memo import Memo
 from backline.system.busy_poll import BusyPoll
 from backline.wire.application import Buffer, RpcError
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE
@@ -50,6 +51,8 @@ _QUANTUM = 128 * KIB
 _WRITE_AT = 64 * KIB
 #: The header of the DATA frame of a call that needs only one, and the prefix of the message in the frame.
 _LONE_FRAME = Struct(">IBIBI")
+#: The maximum number of sizes of responses that a connection remembers.
+_SIZES = 64
 #: The maximum size, in bytes, of a header block that arrives in several frames.
 _MAX_BUFFERED_FRAME = 1 * MIB
 #: A connection accepts no calls with higher stream numbers. This is well below HTTP/2's maximum of 2^31-1.
@@ -108,9 +111,9 @@ class RpcConnection(asyncio.Protocol):
         #: The END_STREAM flag of the current DATA frame or header block.
         self._ends = 0
         self._block: bytearray | None = None
-        #: The sizes of the frames of the latest response that was received whole. The next response probably
-        #: has frames of the same sizes.
-        self._whole: WholeAnswer | None = None
+        #: The sizes of the frames of responses that were received whole, by the size of the response. The
+        #: next response of the same size probably has frames of the same sizes.
+        self._whole: Memo[int, WholeAnswer] = Memo(_SIZES)
         # sending
         self._parts: list[Buffer] = []
         self._scheduled = False
@@ -310,7 +313,7 @@ class RpcConnection(asyncio.Protocol):
         if type(data) is not bytes:
             data = bytes(data)  # TLS delivers other kinds of buffers, but header blocks must be hashable
         try:
-            if len(self.calls) != 1 or not self._answer_whole(data):
+            if not self._answer_whole(data):
                 self._receive(data)
         except ConnectionFailure as failure:
             self._fail(failure)
@@ -323,20 +326,21 @@ class RpcConnection(asyncio.Protocol):
             poll.wake()
 
     def _answer_whole(self, data: bytes) -> bool:
-        """Ends the only call in flight if `data` is its complete and successful response. Returns whether it
+        """Ends a call if `data` is its complete and successful response, and nothing else. Returns whether it
         is.
         """
         if self._received or self._left or self._block is not None:
             return False
-        whole = self._whole
-        if whole is None or len(data) != whole.size:
-            self._whole = sizes_in(data) or whole
+        whole = self._whole.get(len(data))
+        found = None if whole is None else whole.message(data, self._blocks.known.get)
+        if whole is None or found is None:
+            sizes = sizes_in(data)
+            if sizes is not None:
+                self._whole.keep(len(data), sizes)
             return False
-        ((number, call),) = self.calls.items()
-        if not call.unanswered:
-            return False
-        message = whole.message(data, number, self._blocks.known.get)
-        if message is None:
+        number, message = found
+        call = self.calls.get(number)
+        if call is None or not call.unanswered:
             return False
         self._window_in -= whole.length
         if self._window_in < _REPLENISH_AT:

@@ -23,7 +23,7 @@ class WholeAnswer:
     Frames of known sizes are decoded in one step. Decoding them one by one takes several times as long.
     """
 
-    __slots__ = ("_constant", "_unpack", "length", "size")
+    __slots__ = ("_constant", "_unpack", "length")
 
     def __init__(self, head: int, length: int, trailers: int) -> None:
         message = length - PREFIX_SIZE
@@ -41,15 +41,13 @@ class WholeAnswer:
             trailers << 8 | frames.HEADERS,
             frames.END_HEADERS | frames.END_STREAM,
         )
-        #: The sizes, in bytes, of the payload of the DATA frame, and of the three frames together.
+        #: The size, in bytes, of the payload of the DATA frame.
         self.length = length
-        self.size = layout.size
 
-    def message(
-        self, data: bytes, number: int, known: Callable[[bytes], ResponseHead | None]
-    ) -> bytes | None:
-        """Returns the message in `data`, which must have `size` bytes, if `data` is a successful response on
-        stream `number`. Returns None if `data` may be anything else.
+    def message(self, data: bytes, known: Callable[[bytes], ResponseHead | None]) -> tuple[int, bytes] | None:
+        """Returns the stream number and the message of the response in `data`, if `data` is a successful
+        response. Returns None if `data` may be anything else. `data` must have the size of the three frames
+        together.
 
         `known` returns the contents of a header block that the connection has decoded before, otherwise None.
         """
@@ -60,7 +58,7 @@ class WholeAnswer:
         ) = self._unpack(data)  # fmt: skip
         if (
             (word1, flags1, word2, flags2, compressed, size, word3, flags3) != self._constant
-            or not number1 == number2 == number3 == number
+            or not number1 == number2 == number3
             or (head := known(block1)) is None
             or (trailers := known(block3)) is None
             or head.status != 200
@@ -68,8 +66,7 @@ class WholeAnswer:
             or trailers.code != 0
         ):
             return None
-        found: bytes = message
-        return found
+        return number1, message
 
 
 def sizes_in(data: bytes) -> WholeAnswer | None:
