@@ -71,6 +71,27 @@ def test_a_shape_that_passed_before_gives_the_same_batch_but_excuses_nothing_els
             check(bad)
 
 
+def test_requests_that_name_outputs_are_checked_completely_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = RequestCheck("m", FIXED, 8, strict=True)
+    checked: list[Ticket] = []
+    check_all = RequestCheck._check
+    monkeypatch.setattr(
+        RequestCheck, "_check", lambda self, ticket: (checked.append(ticket), check_all(self, ticket))
+    )
+    x = tensor("x", DataType.FP32, 2, 16)
+    asked = [request(x, outputs=("y",)) for _ in range(3)]
+
+    for one in asked:
+        check(one)
+    with pytest.raises(InvalidArgument, match="unexpected inference output 'z'"):
+        check(request(x, outputs=("z",)))
+    for _ in range(2):
+        check(request(x, outputs=("y", "y")))  # not remembered: a client may repeat names any number of times
+
+    assert [one.batch_size for one in asked] == [2, 2, 2]
+    assert len(checked) == 4
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

@@ -26,7 +26,8 @@ from backline.engine.values.messages import InferRequest, InferResponse, Sequenc
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
 from backline.fleet import sequence_holders
-from backline.fleet.sent_batch import AlikeCheck
+from backline.fleet.description import DescriptionWatch
+from backline.fleet.remote_check import RemoteCheck
 from backline.fleet.sequence_holders import HolderCheck, RemoteSequences
 from backline.protos import message
 from support import models
@@ -205,10 +206,16 @@ async def test_traced_and_large_requests_are_sent_alone(tmp_path: Path, behind: 
         assert calls(program, "echo") == before + 4
 
 
+def check_of(signature: Signature) -> RemoteCheck:
+    """The check of a remote model that accepts every request."""
+    watch = DescriptionWatch("m", None)
+    return RemoteCheck("m", b"an id", "grpc://there", lambda ticket: None, watch, signature, 8)
+
+
 @pytest.mark.parametrize(("width", "shared"), [(2_000, True), (20_000, False)], ids=["small", "large"])
 def test_the_size_of_requests_may_follow_from_the_signature(width: int, shared: bool) -> None:
     signature = Signature((TensorSpec("x", DataType.FP32, (-1, width)),), ())
-    check = AlikeCheck(lambda ticket: None, signature, 8)
+    check = check_of(signature)
     keys = []
     for _ in range(2):
         data = np.zeros((1, width), np.float32)
@@ -222,7 +229,7 @@ def test_the_size_of_requests_may_follow_from_the_signature(width: int, shared: 
 
 def keys_of(signature: Signature, *requests: InferRequest) -> list[object]:
     """The batch keys of requests that the model accepts."""
-    check = AlikeCheck(lambda ticket: None, signature, 8)
+    check = check_of(signature)
     tickets = [Ticket(request, lambda *_: None) for request in requests]
     for ticket in tickets:
         check(ticket)

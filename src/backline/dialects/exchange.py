@@ -29,7 +29,7 @@ from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceProtocol
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.tensor import Tensor
-from backline.fleet.loop_check import VIA, keep_route
+from backline.fleet.route import VIA, keep_route
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 

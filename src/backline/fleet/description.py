@@ -16,9 +16,8 @@ from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
 from backline.client.transport import Transport
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.ticket import Ticket
 from backline.engine.values.signature import Signature
-from backline.fleet.loop_check import route_fields
+from backline.fleet.route import route_fields
 from backline.fleet.rpc_transport import RpcTransport
 from backline.system.busy_poll import BusyPoll
 
@@ -58,7 +57,7 @@ def open_remote(
     URLs.
 
     `poll` is the busy poll of the event loop, to which the transport reports that responses have arrived.
-    `id` is the id of the remote model, by which `LoopCheck` recognises requests that come back. `sequences`
+    `id` is the id of the remote model, by which `RemoteCheck` recognises requests that come back. `sequences`
     records the server of each open sequence.
     """
     addresses = Address.parse_all(remote.urls)
@@ -148,8 +147,8 @@ class DescriptionWatch:
         """`known` is the description with which the model was loaded; None if no server responded then."""
         self._name = name
         self._known = known
-        #: Whether the next request schedules a check.
-        self._resting = False
+        #: Whether the next request must schedule a check, by calling `look_soon`.
+        self.resting = False
         self._describe: Callable[[], Awaitable[Description]]
         self._on_changed: Callable[[], None]
         self._task: asyncio.Task[None] | None = None
@@ -159,20 +158,12 @@ class DescriptionWatch:
         finds a different description. Both are called on the event loop that handles the requests.
         """
         self._describe, self._on_changed = describe, on_changed
-        self._resting = True
+        self.resting = True
 
-    def checked(self, check: Callable[[Ticket], None]) -> Callable[[Ticket], None]:
-        """Returns a function that runs `check` on a request, and notifies the watch that a request has
-        arrived.
-        """
-
-        def check_and_watch(ticket: Ticket) -> None:
-            if self._resting:
-                self._resting = False
-                asyncio.get_running_loop().call_later(_PAUSE, self._begin_look)
-            check(ticket)
-
-        return check_and_watch
+    def look_soon(self) -> None:
+        """Schedules a check."""
+        self.resting = False
+        asyncio.get_running_loop().call_later(_PAUSE, self._begin_look)
 
     def _begin_look(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._look())
@@ -186,4 +177,4 @@ class DescriptionWatch:
             if found != self._known:
                 self._on_changed()
         finally:
-            self._resting = True
+            self.resting = True

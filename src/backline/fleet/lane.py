@@ -19,7 +19,7 @@ from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
 from backline.engine.values.tensor import Tensor
 from backline.fleet.description import Description, describe_over
-from backline.fleet.loop_check import route_fields
+from backline.fleet.route import route_fields
 from backline.fleet.sent_batch import SentBatch, latest
 from backline.system.busy_poll import BusyPoll
 from backline.wire.grpc.timeout import Deadlines
@@ -148,7 +148,7 @@ class RemoteLane:
             await stream.aclose()
 
     def call(self, tickets: Sequence[Ticket]) -> InferCall:
-        """Returns one call that carries the requests of all `tickets`. AlikeCheck decides which requests may
+        """Returns one call that carries the requests of all `tickets`. RemoteCheck decides which requests may
         share a call.
         """
         first = tickets[0]

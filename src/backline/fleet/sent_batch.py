@@ -1,11 +1,9 @@
-"""Decides which requests a remote lane sends as one call, sends the call, and reports its outcome."""
+"""Sends a batch of a remote lane as one call, and reports its outcome."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from math import inf
-from sys import getsizeof
+from collections.abc import Sequence
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -19,10 +17,7 @@ from backline.engine.errors import (
     PayloadTooLarge,
 )
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.signature import Signature
-from backline.engine.values.tensor import element_count
+from backline.engine.values.messages import InferResponse
 from backline.workers.batch import Batch
 from backline.workers.here.execution import failed_together
 from backline.workers.instance import Finished, Instance
@@ -30,66 +25,10 @@ from backline.workers.instance import Finished, Instance
 if TYPE_CHECKING:
     from backline.fleet.lane import RemoteLane
 
-#: A request whose inputs have more bytes than this is sent alone, because copying the inputs into a shared
-#: call would take longer than a separate call.
-_LARGEST_SHARED = 64 * 1024
 #: Errors that a single request in a shared call may have caused. After such an error, each request of the
 #: call is sent again alone, if the model is idempotent.
 _ABOUT_REQUESTS = (InvalidArgument, PayloadTooLarge, Internal)
 _ENDED = Batch([], 0, 0)
-
-
-class AlikeCheck:
-    """A check of requests that runs `check`, and then sets the `batch_key` so that only requests that may
-    share a call have equal keys.
-
-    A call has only one set of parameters, one priority, one list of outputs and one route through other
-    servers, so requests share a call only if they agree on all of these. Requests that belong to a sequence
-    or are traced are sent alone, because the other server needs the id of the sequence or trace. So are
-    requests without items, which must not succeed only because they share a call, and requests with more than
-    _LARGEST_SHARED bytes.
-    """
-
-    def __init__(self, check: Callable[[Ticket], None], signature: Signature, max_batch_size: int) -> None:
-        self._check = check
-        #: Whether a request may have more than _LARGEST_SHARED bytes.
-        self._may_be_large = _largest(signature, max_batch_size) > _LARGEST_SHARED
-
-    def __call__(self, ticket: Ticket) -> None:
-        """Raises InvalidArgument if the request does not fit the model."""
-        self._check(ticket)
-        request = ticket.request
-        if (
-            request.sequence is not None
-            or ticket.trace is not None
-            or ticket.batch_size < 1  # the other server may refuse a request without items
-            or (self._may_be_large and _size(request) > _LARGEST_SHARED)
-        ):
-            ticket.batch_key = object()  # differs from every other key, so the request is sent alone
-        elif request.outputs is not None or request.priority or request.parameters or request.via:
-            # The parameters are compared as text, because 1 and True are equal in Python, but not to the
-            # other server.
-            parameters = repr(request.parameters) if request.parameters else ""
-            ticket.batch_key = ticket.batch_key, request.outputs, request.priority, parameters, request.via
-
-
-def _largest(signature: Signature, items: int) -> float:
-    """Returns the maximum size, in bytes, of the inputs of a request with up to `items` items; infinity if
-    the size has no limit.
-    """
-    if not signature.is_fixed(batched=True) or any(not spec.datatype.itemsize for spec in signature.inputs):
-        return inf
-    return items * sum(element_count(spec.shape[1:]) * spec.datatype.itemsize for spec in signature.inputs)
-
-
-def _size(request: InferRequest) -> int:
-    tensors = request.inputs.values()
-    size = sum([tensor.data.nbytes for tensor in tensors])
-    if size <= _LARGEST_SHARED:
-        for tensor in tensors:
-            if tensor.datatype is DataType.BYTES:  # the array has only pointers to the strings
-                size += sum(map(getsizeof, tensor.data.reshape(-1).tolist()))
-    return size
 
 
 class SentBatch:

@@ -119,13 +119,15 @@ class RequestCheck:
         #: The batch sizes and batch keys of requests that have passed the check, by the shape of the only
         #: input. Clients choose the shapes.
         self._passed: Memo[Shape, tuple[int, object]] = Memo(_MAX_REMEMBERED)
+        #: The lists of requested outputs that have passed the check.
+        self._asked: Memo[tuple[str, ...], bool] = Memo(_MAX_REMEMBERED)
 
     def __call__(self, ticket: Ticket) -> None:
         """Raises InvalidArgument, with the reason, if the request does not fit the model."""
         request = ticket.request
         inputs = request.inputs
-        only = self._only
-        if only is not None and request.outputs is None and len(inputs) == 1:
+        only, outputs = self._only, request.outputs
+        if only is not None and (outputs is None or self._asked.get(outputs)) and len(inputs) == 1:
             tensor = inputs.get(only[0])
             if tensor is not None and tensor.datatype is only[1]:
                 passed = self._passed.get(tensor.shape)
@@ -139,13 +141,16 @@ class RequestCheck:
         inputs = request.inputs
         if len(inputs) != len(self._items) or (not self._fixed and inputs.keys() != self._names):
             self._check_names(request)
-        if request.outputs is not None:
-            for name in request.outputs:
+        outputs = request.outputs
+        if outputs is not None:
+            for name in outputs:
                 if name not in self._outputs:
                     raise InvalidArgument(
                         f"unexpected inference output '{name}' for model '{self._model}',"
                         f" expected one of {', '.join(sorted(self._outputs))}"
                     )
+            if len(outputs) <= len(self._outputs):  # a client may repeat names any number of times
+                self._asked.keep(outputs, True)
         batched = self._max_batch_size
         size = -1
         alone = False

@@ -15,8 +15,8 @@ from backline.engine.values.device import Places
 from backline.engine.values.signature import RequestCheck, Signature
 from backline.fleet.description import Description, DescriptionWatch, describe, open_remote
 from backline.fleet.lane import RemoteLane
-from backline.fleet.loop_check import LoopCheck, new_id
-from backline.fleet.sent_batch import AlikeCheck
+from backline.fleet.remote_check import RemoteCheck
+from backline.fleet.route import new_id
 from backline.fleet.sequence_holders import HolderCheck, RemoteSequences
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loaded import LoadedVersion
@@ -42,7 +42,7 @@ class LoadedRemote(LoadedVersion):
     idle_seconds: float | None
     #: Notices when the servers change the model.
     watch: DescriptionWatch
-    #: The id by which `LoopCheck` recognises the requests that this model has sent.
+    #: The id by which `RemoteCheck` recognises the requests that this model has sent.
     id: bytes = field(default_factory=new_id)
     sequences: RemoteSequences = field(default_factory=RemoteSequences)
     #: The lanes created so far, each with the event loop to which it belongs.
@@ -63,10 +63,9 @@ class LoadedRemote(LoadedVersion):
         checks: Callable[[Ticket], None] = check
         if self.idle_seconds is not None:
             checks = HolderCheck(name, check, self.idle_seconds, self.sequences.arrivals)
-        checks = LoopCheck(name, self.id, self.remote.urls, checks)
-        if self.max_batch_size > 1:
-            checks = AlikeCheck(checks, self.signature, self.max_batch_size)
-        return self.watch.checked(checks)
+        return RemoteCheck(
+            name, self.id, self.remote.urls, checks, self.watch, self.signature, self.max_batch_size
+        )
 
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
         model, config = maker.model, self.view.config

@@ -19,7 +19,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
-from backline.fleet.loop_check import keep_route
+from backline.fleet.route import keep_route
 from backline.memo import Memo
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec.structs import force_setattr
 
-from backline.engine.errors import Internal
-from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest
 
 #: The header field (over gRPC, metadata) with the ids of the remote models that have forwarded a request.
@@ -43,28 +41,3 @@ def keep_route(request: InferRequest, fields: Mapping[bytes, bytes]) -> None:
 def route_fields(id: bytes) -> dict[str, str]:
     """Returns the header field with which a remote model sends `id`; empty if `id` is empty or malformed."""
     return {VIA.decode(): id.decode()} if id and _valid(id) else {}
-
-
-class LoopCheck:
-    """A check of the requests to a remote model. It refuses requests that the model itself has sent, and runs
-    `check` on all others.
-
-    `id` is the id of the remote model, and `urls` are its servers.
-    """
-
-    def __init__(self, name: str, id: bytes, urls: str, check: Callable[[Ticket], None]) -> None:
-        self._name = name
-        self._id = id
-        self._urls = urls
-        self._check = check
-
-    def __call__(self, ticket: Ticket) -> None:
-        """Raises InvalidArgument if the request does not fit the model, and Internal if it has come back."""
-        via = ticket.request.via
-        if via and self._id in via:
-            raise Internal(
-                f"model '{self._name}' is served by {self._urls}, but from there its requests come back to"
-                " this server: correct the parameter 'urls' of this model, or of a remote model that the"
-                " requests pass through"
-            )
-        self._check(ticket)
