@@ -280,33 +280,35 @@ def test_with_a_reach_a_request_with_any_key_may_end_the_wait() -> None:
     assert (waiting.tickets, waiting.wait_until, waiting.lacking) == ([], SECOND, 1)
 
 
-def gathering(last: int, run_ns: int = BRIEF_NS - 1, share: float = 64, max_items: int = 64) -> Gathering:
+def gathering(
+    last: int, run_ns: int = BRIEF_NS - 1, share: float = 64, max_items: int = 64, *, calls: bool = False
+) -> Gathering:
     """Returns a Gathering after a batch of `last` requests that ran for `run_ns`."""
-    made = Gathering()
+    made = Gathering(calls=calls)
     made.ran(last, run_ns, share, max_items)
     return made
 
 
 def test_after_a_brief_run_a_batch_gathers_while_every_turn_brings_requests() -> None:
     brief = gathering(8)
-    assert [brief.goes_on(queued, 0) for queued in (3, 7, 7, 7)] == [True, True, False, True]
+    assert [brief.goes_on(queued, 0, 0) for queued in (3, 7, 7, 7)] == [True, True, False, True]
 
 
 def test_after_a_run_that_is_not_brief_a_batch_starts_at_once() -> None:
-    assert not gathering(8, BRIEF_NS).goes_on(3, 0)
-    assert not gathering(8, 0).goes_on(3, 0)
+    assert not gathering(8, BRIEF_NS).goes_on(3, 0, 0)
+    assert not gathering(8, 0).goes_on(3, 0, 0)
 
 
 def test_a_client_that_sends_one_request_at_a_time_is_not_delayed() -> None:
-    assert not gathering(1).goes_on(1, 0)
-    assert gathering(1).goes_on(2, 0)
-    assert gathering(2).goes_on(1, 0)
+    assert not gathering(1).goes_on(1, 0, 0)
+    assert gathering(1).goes_on(2, 0, 0)
+    assert gathering(2).goes_on(1, 0, 0)
 
 
 def test_a_batch_starts_once_its_group_is_queued() -> None:
     brief = gathering(12, share=12)
     assert brief.group == 12
-    assert [brief.goes_on(queued, 0) for queued in (5, 11, 12)] == [True, True, False]
+    assert [brief.goes_on(queued, 0, 0) for queued in (5, 11, 12)] == [True, True, False]
 
 
 def test_small_groups_do_not_start_at_once_and_large_groups_are_full_batches() -> None:
@@ -324,6 +326,14 @@ def test_a_group_grows_at_once_and_shrinks_slowly() -> None:
     for _ in range(64):
         brief.ran(16, 1, 16, 64)
     assert brief.group == pytest.approx(16, abs=0.1)
+
+
+def test_requests_gather_while_a_call_to_another_server_is_in_flight() -> None:
+    call = gathering(30, LONGEST_GATHERING_NS - 1, calls=True)
+    assert not call.goes_on(5, 0, 0)
+    assert [call.goes_on(queued, 1, 0) for queued in (5, 40, 40)] == [True, True, False]
+    assert not gathering(30, LONGEST_GATHERING_NS, calls=True).goes_on(5, 1, 0)
+    assert not gathering(1, 1, calls=True).goes_on(1, 1, 0)
 
 
 def test_on_the_event_loop_a_nearly_full_batch_waits_for_one_turn() -> None:
@@ -355,6 +365,6 @@ def test_a_batch_gathers_for_a_limited_time(last: int, turns: list[tuple[int, in
     for more, took in turns:
         queued, now = queued + more, now + took
         began = began or now
-        if not brief.goes_on(queued, now):
+        if not brief.goes_on(queued, 0, now):
             return
         assert now < began + LONGEST_GATHERING_NS

@@ -228,6 +228,7 @@ class RemoteInstance:
     """An instance that sends one batch at a time to one of the servers."""
 
     off_loop: ClassVar[bool] = True
+    calls_server: ClassVar[bool] = True
 
     def __init__(self, lane: RemoteLane) -> None:
         self._lane = lane

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from backline.engine.ticket import Ticket
@@ -89,14 +90,21 @@ class Gathering:
     A client that sends one request at a time is not delayed: a single request does not wait after a run that
     was not brief, or that was itself for a single request.
 
+    A call to another server takes longer than a run in a worker process, and the number of instances says
+    only how many calls may be in flight. So a call counts as brief if it ends within LONGEST_GATHERING_NS,
+    and there are no groups. If no call is in flight, requests are sent in the turn in which they arrive, so
+    that the other server is not idle. Those that arrive in the meantime gather for the next call.
+
     A run on the event loop stops the loop from serving anybody. A request that arrives just too late for such
     a run has to wait for the next one too, so its latency is almost twice that of the others. So a nearly
     full batch waits for one turn: while the loop read its requests, the missing ones have probably arrived.
     """
 
-    __slots__ = ("_seen", "_share", "_until_ns", "group", "last")
+    __slots__ = ("_calls", "_seen", "_share", "_until_ns", "group", "last")
 
-    def __init__(self) -> None:
+    def __init__(self, *, calls: bool = False) -> None:
+        """`calls` says whether batches are calls to other servers."""
+        self._calls = calls
         #: The number of requests in the last batch if its run was brief; otherwise 0, so that the next batch
         #: does not gather requests.
         self.last = 0
@@ -114,20 +122,26 @@ class Gathering:
         `run_ns` is 0 if the time is unknown. `share` is the number of requests that were running or queued
         when the run ended, divided by the number of groups.
         """
-        if not 0 < run_ns < BRIEF_NS:
+        if not 0 < run_ns < (LONGEST_GATHERING_NS if self._calls else BRIEF_NS):
             self.last = self.group = 0
             return
         self.last = requests
+        if self._calls:
+            self.group = inf
+            return
         # While clients are still preparing their next requests, the share is too small, so the average falls
         # slowly.
         self._share = max(share, self._share + (share - self._share) / 8)
         self.group = min(max(SMALLEST_GROUP, self._share), max_items)
 
-    def goes_on(self, queued: int, now_ns: int) -> bool:
-        """Returns whether the next batch waits for another turn, while `queued` requests are waiting."""
+    def goes_on(self, queued: int, in_flight: int, now_ns: int) -> bool:
+        """Returns whether the next batch waits for another turn, while `queued` requests are waiting and
+        `in_flight` batches are running outside the event loop.
+        """
         seen = self._seen
         if (
             not self.last
+            or (self._calls and not in_flight)
             or queued <= seen
             or queued >= self.group
             or queued + self.last <= 2

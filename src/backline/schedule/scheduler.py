@@ -28,7 +28,7 @@ from backline.schedule.queues.queue import (
 from backline.schedule.tally import Tally
 from backline.schedule.turn import LONGEST_NS, Alarm, Turn
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance, runs_off_loop, waits_for_turn
+from backline.workers.instance import Instance, makes_calls, runs_off_loop, waits_for_turn
 
 #: The minimum delay, in seconds, before the next check for expired requests. Timers of the event loop may
 #: fire up to this much too early.
@@ -119,7 +119,6 @@ class Scheduler(Owner):
         #: The number of further items for which the first requests in the queue wait before they run; 0 if
         #: they do not wait.
         self._lacking = 0
-        self._gathering = Gathering()
         #: The batch key of the requests that wait for a larger batch.
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
@@ -208,7 +207,7 @@ class Scheduler(Owner):
             for ticket in before.clear():
                 self._queue.add(ticket, anyway=True)
         if settings.batch != self._policy:
-            self._gathering = Gathering()
+            self._gathering = Gathering(calls=makes_calls(self._instances))
         self._settings = settings
         self._policy = settings.batch
         if instances is not None:
@@ -228,6 +227,7 @@ class Scheduler(Owner):
     def _take_instances(self, instances: Sequence[Instance]) -> None:
         self._instances = tuple(instances)
         self._idle = list(instances)
+        self._gathering = Gathering(calls=makes_calls(instances))
         for instance in instances:
             if waits_for_turn(instance):
                 instance.form_again = self._form_again
@@ -321,7 +321,11 @@ class Scheduler(Owner):
         if not self._idle[-1].off_loop:
             # The steps of an ensemble that follow a batch do not arrive one by one.
             return not self._turn.answering and self._gathering.fills(queued, policy.max_items)
-        return queued < policy.max_items and policy.gathers and self._gathering.goes_on(queued, now)
+        return (
+            queued < policy.max_items
+            and policy.gathers
+            and self._gathering.goes_on(queued, len(self._busy), now)
+        )
 
     def _start_others(self, began: int) -> None:
         """Starts requests on all other free instances, for at most LONGEST_NS nanoseconds.

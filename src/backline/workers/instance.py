@@ -36,6 +36,13 @@ def runs_off_loop(instance: Instance, tickets: Sequence[Ticket]) -> bool:
     return leaves_loop is not None and leaves_loop(tickets)
 
 
+def makes_calls(instances: Sequence[Instance]) -> bool:
+    """Returns whether each of the instances of a version only stands for a call in flight to another server,
+    so that their number does not say how many batches run at the same time.
+    """
+    return any(hasattr(instance, "calls_server") for instance in instances)
+
+
 class WaitsForTurn(Protocol):
     """An instance whose batch may have to wait for a permit before it runs.
 
