@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -16,6 +17,7 @@ from backline.dialects.open_inference.grpc.messages import GrpcReader
 from backline.engine.errors import BacklineError
 from backline.engine.values.datatypes import DataType
 from backline.protos import message
+from backline.wire.application import Buffer
 
 CALLER = make_caller()
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
@@ -317,7 +319,7 @@ def alike(draw: st.DrawFn) -> list[bytes]:
     return found
 
 
-def read_by(reader: GrpcReader, received: bytes) -> object:
+def read_by(reader: GrpcReader, received: Buffer) -> object:
     """What a reader makes of a message, as values."""
     try:
         plan, id, tensors = reader.read(received, {}, "", "", False)
@@ -346,10 +348,13 @@ def test_a_grpc_request_is_read_alike_whatever_was_read_before(received: list[by
         assert read_by(reader, one) == read_by(GrpcReader(CALLER.engine), one)
 
 
-def test_a_repeated_grpc_request_is_recognised_by_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("buffer", [bytes, lambda message: memoryview(bytearray(message))])
+def test_a_repeated_grpc_request_is_recognised_by_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, buffer: Callable[[bytes], Buffer]
+) -> None:
     reader = GrpcReader(CALLER.engine)
     begin = field(1, b"m") + DECLARED[0]
     read_by(reader, begin + field(7, bytes(8)))
     monkeypatch.setattr(reader, "_read", None)
-    *_, read = read_by(reader, begin + field(7, b"\x01\0\0\0\x02\0\0\0"))  # type: ignore[misc]
+    *_, read = read_by(reader, buffer(begin + field(7, b"\x01\0\0\0\x02\0\0\0")))  # type: ignore[misc]
     assert read == [("A", "A", DataType.INT32, (2,), [1, 2])]

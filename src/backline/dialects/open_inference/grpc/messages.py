@@ -116,8 +116,10 @@ class GrpcReader:
         """Reads a request (see ReadRequest). `model` and `version` are unused: the message names both."""
         size = len(received)
         begin = self._starts.get(size)
-        if begin is not None and type(received) is bytes:
-            known = self._begun.get(received[:begin])
+        if begin is not None:
+            # Large messages are memoryviews. For bytes, the slice alone is cheaper.
+            start = received[:begin]
+            known = self._begun.get(start if type(start) is bytes else bytes(start))
             if known is not None:
                 plan, spec = known
                 if spec.size == size - begin:
