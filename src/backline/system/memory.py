@@ -104,8 +104,8 @@ def return_large_blocks() -> bool:
 
 
 def share_arena() -> bool:
-    """Makes all threads allocate from one arena from now on. Returns False if the C library does not support
-    this.
+    """Makes threads that start from now on share the existing arenas: the main one, if no thread has started
+    yet. Returns False if the C library does not support this.
 
     By default glibc gives threads separate arenas (mallopt(3), M_ARENA_MAX), and each thread that ever loaded
     a model retains some memory. After 50 loads of one model, resident memory had grown by 6 % since the first
@@ -120,7 +120,8 @@ def extend_heap() -> bool:
     if the C library or the kernel does not support this.
 
     A start fills this memory, and would otherwise wait for 4,000 page faults. Memory that is not used is not
-    resident, except for the rest of one huge page.
+    resident, except for the rest of one huge page. Afterwards, glibc takes blocks of up to HEAP_START bytes
+    from the heap, as it otherwise would after the first block of this size had been freed.
     """
     try:
         library = ctypes.CDLL(None)
@@ -131,9 +132,8 @@ def extend_heap() -> bool:
     free.argtypes, free.restype = [ctypes.c_void_p], None
     sbrk.argtypes, sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    # glibc maps such a large block outside of the heap. When the block is freed, glibc takes blocks of up to
-    # this size from the heap, as it would after the first large request. Setting M_MMAP_THRESHOLD would have
-    # the same effect here, but end the adaptation.
+    # glibc maps this block outside of the heap, and raises its threshold for such mappings when the block is
+    # freed. Setting M_MMAP_THRESHOLD would end this adaptation to the sizes of blocks.
     free(malloc(HEAP_START + PAGESIZE))
     end = sbrk(0)
     block = malloc(HEAP_START)
