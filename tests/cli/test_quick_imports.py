@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
+import pickle
 import py_compile
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -204,6 +207,30 @@ def test_functions_of_the_stand_in_for_inspect_return_what_those_of_inspect_retu
 )
 def test_help_texts_are_cleaned_as_by_inspect(text: str) -> None:
     assert STAND_IN["cleandoc"](text) == inspect.cleandoc(text)
+
+
+def test_a_pattern_made_during_imports_is_compiled_when_it_is_used() -> None:
+    with quick_imports():
+        pattern = re.compile("a(b+)", re.IGNORECASE)
+        wrong = re.compile("(")
+
+    assert "pattern" not in vars(pattern)
+    assert pattern.fullmatch("ABB")
+    assert pattern.pattern == "a(b+)"
+    with pytest.raises(re.error):
+        wrong.match("")
+    assert re.compile("a") == re.compile("a")
+
+
+def test_a_pattern_made_during_imports_can_be_used_like_any_other() -> None:
+    with quick_imports():
+        pattern, same = re.compile(rb"[a-z]"), re.compile(rb"[a-z]", flags=re.ASCII)
+
+    assert isinstance(pattern, re.Pattern)
+    assert re.compile(pattern) is pattern
+    assert re.sub(pattern, b"-", b"1a2b") == pattern.sub(b"-", b"1a2b") == b"1-2-"
+    assert [found[0] for found in same.finditer(b"1a2b")] == [b"a", b"b"]
+    assert pickle.loads(pickle.dumps(pattern)) == copy.deepcopy(pattern) == re.compile(rb"[a-z]")
 
 
 def test_an_event_loop_imported_without_ssl_and_subprocess_can_use_both(tmp_path: Path) -> None:

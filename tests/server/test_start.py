@@ -1,12 +1,14 @@
-"""The cost of startup: parts that no model of the repository needs are not even imported, and threads rarely
-take the interpreter lock from each other.
+"""The cost of startup: parts that no model of the repository needs are not even imported, memory is taken in
+large pieces, and threads rarely take the interpreter lock from each other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +94,46 @@ def test_serving_an_onnx_model_imports_few_modules(imported: set[str]) -> None:
     own = sorted(name for name in imported if name.partition(".")[0] == "backline")
 
     assert len(own) <= MOST_MODULES, own
+
+
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+needs_huge_pages = pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the kernel has no huge pages"
+)
+#: The size of a heap of an arena that belongs to threads, in bytes. Its address is a multiple of its size.
+THREAD_HEAP = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def mappings(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The mappings of memory of a server with one ONNX model (proc_pid_smaps(5))."""
+    folder = tmp_path_factory.mktemp("mappings")
+    models.add1(folder / "repository")
+    with serve(folder / "repository", folder / "log") as server:
+        return Path(f"/proc/{server.process.pid}/smaps").read_text()
+
+
+@needs_glibc
+def test_all_threads_of_a_server_allocate_from_one_heap(mappings: str) -> None:
+    places = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ 0 *$", mappings, re.MULTILINE)
+    used = {int(end, 16): int(start, 16) for start, end, access in places if access == "rw-p"}
+    unused = [(int(start, 16), int(end, 16)) for start, end, access in places if access == "---p"]
+
+    assert not [
+        start
+        for start, end in unused
+        if end % THREAD_HEAP == 0
+        and used.get(start, 1) % THREAD_HEAP == 0
+        and end - used[start] == THREAD_HEAP
+    ]
+
+
+@needs_glibc
+@needs_huge_pages
+def test_the_heap_of_a_server_has_huge_pages(mappings: str) -> None:
+    heaps = re.findall(r"\[heap\]\n(?:[A-Z].*\n)*?VmFlags:(.*)\n", mappings)
+
+    assert any("hg" in flags.split() for flags in heaps), heaps
 
 
 @pytest.mark.parametrize("limit", [60.0, 0.0], ids=["a quick start", "a slow start"])

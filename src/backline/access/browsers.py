@@ -28,7 +28,7 @@ _ORIGIN = r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 #: Matches a host with an optional port (RFC 9110, section 7.2). An IPv6 address is in brackets, and may have
 #: a zone, which some clients send.
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~-]+)?\]|([^\s\[\]:/@,]+))(?::[0-9]*)?").fullmatch
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~-]+)?\]|([^\s\[\]:/@,]+))(?::[0-9]*)?")
 #: Top-level domains in which nobody can register a name (RFC 6762, ICANN's resolution 2024.07.29.06), and the
 #: domain of services in Kubernetes.
 _PRIVATE = (".internal", ".local", ".svc")
@@ -83,7 +83,7 @@ class HostNames:
 
 def host_name(host: bytes) -> str | None:
     """Returns the name or address in a Host field, in lower case; None if malformed."""
-    found = _HOST(host.decode("latin-1").strip().lower())
+    found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
     if found is None:
         return None
     address, name = found.groups()

@@ -112,7 +112,7 @@ LARGE = 64 * 1024
 _OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
 #: Finds a number whose exponent has three or more digits.
-_EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
+_EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}")
 #: The numbers that replace NaN and the infinities. Clients do not send these numbers, as no datatype can hold
 #: them.
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
@@ -201,7 +201,7 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
     `replace_words` become NaN or infinite.
     """
     text = bytes(raw)
-    if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME(text) is None:
+    if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME.search(text) is None:
         return decoder.decode(text)
     words, finite = text, text
     for word, number in _WORDS.items():

@@ -21,7 +21,7 @@ from backline.engine.values.messages import InferRequest
 #: Each of them adds a field, so a value may have several ids, separated by commas.
 VIA: Final = b"backline-via"
 #: Matches the values that remote models send. Other values are not forwarded.
-_valid = re.compile(rb"[0-9a-f, ]{1,1024}").fullmatch
+_VALID = re.compile(rb"[0-9a-f, ]{1,1024}")
 
 
 def new_id() -> bytes:
@@ -40,4 +40,4 @@ def keep_route(request: InferRequest, fields: Mapping[bytes, bytes]) -> None:
 
 def route_fields(id: bytes) -> dict[str, str]:
     """Returns the header field with which a remote model sends `id`; empty if `id` is empty or malformed."""
-    return {VIA.decode(): id.decode()} if id and _valid(id) else {}
+    return {VIA.decode(): id.decode()} if id and _VALID.fullmatch(id) else {}

@@ -35,7 +35,7 @@ from backline.lifecycle.loading.version_load import loads_running
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 from backline.server import OpenPort, PortNotOpened, Server, ServerOptions
-from backline.system.memory import memory_limit
+from backline.system.memory import memory_limit, share_arena
 from backline.system.service_manager import is_managed, notify
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError
@@ -339,6 +339,7 @@ def serve_until_stopped(
     if debug is not None:
         options = debugged_options(options, debug)
         log = replace(log, info=True)  # reloads are logged as informational lines
+    share_arena()  # before the log's thread, the first thread, gets an arena of its own
     report_crashes()
     with (
         lasting_output(),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -20,7 +20,7 @@ class InvalidTimeout(ValueError):
 
 def parse_timeout(value: bytes) -> float:
     """Returns the seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout if it is malformed."""
-    match = _TIMEOUT(value)
+    match = _TIMEOUT.fullmatch(value)
     if match is None:
         raise InvalidTimeout(
             f"grpc-timeout {value[:40].decode('latin-1')!r} must be 1 to 8 digits and one of H, M, S, m, u, n"
