@@ -152,6 +152,27 @@ def test_a_poll_lets_others_use_its_core_between_two_checks(
     assert len(set(offered)) >= 150  # at least once in each gap
 
 
+def test_a_poll_keeps_its_core_until_input_has_been_handled(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[None] = []
+    offered: list[int] = []
+    monkeypatch.setattr(busy_poll, "give_way", lambda: offered.append(len(waiting)))
+    poll = BusyPoll()
+    poll.allow(200e-6)
+
+    read = Iterations._readable
+
+    def readable(iterations: Iterations) -> None:
+        read(iterations)
+        waiting.append(None)
+        iterations.loop.call_soon(waiting.pop)
+
+    monkeypatch.setattr(Iterations, "_readable", readable)
+    assert asyncio.run(polls(clock, poll, 150)) == 150
+    assert set(offered) == {0}
+
+
 def test_there_is_no_poll_while_all_cores_are_busy(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(busy_poll, "has_idle_core", lambda: False)
     poll = BusyPoll()

@@ -16,7 +16,8 @@ MAX_RANK = 32
 #: a runtime, each element becomes several Python objects, even if it is empty: it takes up to 300 bytes of
 #: memory, and about a microsecond during which the interpreter's lock is held.
 MAX_BYTES_ELEMENTS = 1 << 20
-_from_buffer = np.frombuffer
+#: Takes less time than np.frombuffer and a reshape.
+_array = np.ndarray
 _MAX_DIMENSION = 2**63 - 1
 
 
@@ -51,7 +52,7 @@ class InputPlan:
                 self.name,
                 self.datatype,
                 self.shape,
-                _from_buffer(buffer, self.dtype, self.count, start).reshape(self.shape),
+                _array(self.shape, self.dtype, buffer, start),
             )
         if self.size:
             return decode_tensor(self.name, self.datatype, self.shape, memoryview(buffer)[start:end])

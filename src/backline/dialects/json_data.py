@@ -57,7 +57,15 @@ def _packer(count: int, element: str) -> Callable[..., bytes]:
 
 
 def read_numbers(datatype: DataType, text: bytes) -> np.ndarray | None:
-    """Returns the elements of a list, possibly nested, in row-major order, as a flat read-only array.
+    """Returns the elements of a list as `pack_numbers` reads it, as a flat read-only array; None if that
+    function returns None.
+    """
+    packed = pack_numbers(datatype, text)
+    return None if packed is None else np.frombuffer(packed, datatype.dtype)
+
+
+def pack_numbers(datatype: DataType, text: bytes) -> bytes | None:
+    """Returns the elements of a list, possibly nested, in row-major order, in binary form.
 
     Returns None for anything else: malformed JSON, a list that has no elements or is nested unevenly or more
     than MAX_DEPTH levels deep, numbers out of range, and other values. The caller then determines what is
@@ -71,22 +79,30 @@ def read_numbers(datatype: DataType, text: bytes) -> np.ndarray | None:
         return None
     try:
         values = orjson.loads(text)
-        for _ in range(MAX_DEPTH):
-            if type(values) is not list or not values:
-                return None
-            if type(values[0]) is not list:
-                break
-            if not all(values):  # an empty list
-                return None
-            values = list(chain.from_iterable(values))
-        else:
+        if type(values) is not list or not values:
             return None
+        if type(values[0]) is list:
+            values = _flat(values)
         if boolean and set(map(type, values)) != {bool}:
             return None
-        packed = _packer(len(values), element)(*values)
+        return _packer(len(values), element)(*values)
     except (ValueError, TypeError, OverflowError, struct.error):
         return None
-    return np.frombuffer(packed, datatype.dtype)
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    """Returns the elements of nested lists.
+
+    Raises ValueError for a list that is nested unevenly or more than MAX_DEPTH levels deep, or that contains
+    an empty list.
+    """
+    for _ in range(MAX_DEPTH):
+        if type(values[0]) is not list:
+            return values
+        if not all(values):
+            raise ValueError("a list is empty")
+        values = list(chain.from_iterable(values))
+    raise ValueError(f"the lists are nested more than {MAX_DEPTH} levels deep")
 
 
 def write_numbers(data: np.ndarray) -> bytes:

@@ -55,8 +55,8 @@ class BusyPoll:
     Code that reads input on the loop must set `arrived`, and call `wake` if the poll is `asleep`. There is no
     polling while a thread computes for the loop (see `hold`), because polling would compete with that thread
     for the interpreter. There is no polling either while all cores of the machine are busy: other threads
-    need the cores, and a core that is busy does not have to be woken up. Between two checks for input, the
-    poll offers its core to other threads.
+    need the cores, and a core that is busy does not have to be woken up. After a check that found no input,
+    the poll offers its core to other threads.
 
     Gaps in which the server awaits responses of other servers have a separate policy, because polling may pay
     off only in these gaps: on a small machine, a core may be free as long as the client waits too, but not
@@ -151,19 +151,20 @@ class BusyPoll:
                 self.asleep = True
                 return
             self._quiet_since = 0.0
-        elif not self._quiet_since:
-            self._quiet_since = now
-            # The policy is chosen again, as the input may have caused a call to another server.
-            if not self._choose().begins(now, has_idle_core):
+        else:
+            if not self._quiet_since:
+                self._quiet_since = now
+                # The policy is chosen again, as the input may have caused a call to another server.
+                if not self._choose().begins(now, has_idle_core):
+                    self.asleep = True
+                    return
+                # The rest of this iteration may take a long time although the core is not lost, because
+                # deferred work, such as updates of statistics, runs in it.
+                now = inf
+            elif not self._policy.continues(self._quiet_since, self._looked, now):
                 self.asleep = True
                 return
-            # The rest of this iteration may take a long time although the core is not lost, because deferred
-            # work, such as updates of statistics, runs in it.
-            now = inf
-        elif not self._policy.continues(self._quiet_since, self._looked, now):
-            self.asleep = True
-            return
-        give_way()
-        self._looked = now
+            give_way()
+            self._looked = now
         assert self._loop is not None, "input has arrived"
         self._loop.call_soon(self._look)

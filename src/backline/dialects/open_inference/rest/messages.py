@@ -10,7 +10,7 @@ from msgspec import Raw, Struct
 
 from backline.decodable import decodable
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
-from backline.dialects.json_data import decode_data, read_numbers, replace_words
+from backline.dialects.json_data import decode_data, pack_numbers, replace_words
 from backline.dialects.json_scan import STEP, check_keys, count
 from backline.dialects.off_loop import LARGE, MANY, LargeRequest
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
@@ -145,14 +145,15 @@ class RestReader:
         known = self._find_plan(text)
         if known is None:
             return None
-        plan, rest, id, start = known
+        (plan, rest), id, start = known
+        end = len(text) - len(rest)
+        if text[end:] != rest:
+            return None
         spec = plan.inputs[0]
-        if not text.endswith(rest):
+        packed = pack_numbers(spec.datatype, text[start:end])
+        if packed is None or len(packed) != spec.size:
             return None
-        array = read_numbers(spec.datatype, text[start : len(text) - len(rest)])
-        if array is None or len(array) != spec.count:
-            return None
-        return plan, id, {spec.name: Tensor(spec.name, spec.datatype, spec.shape, array.reshape(spec.shape))}
+        return plan, id, {spec.name: spec.read(packed, 0, spec.size)}
 
     def _read_many_numbers(self, body: Buffer, model: str, version: str) -> Decoded | None:
         """Reads a large request as `_read_numbers` does. Also returns None for nested lists and for numbers
@@ -161,7 +162,7 @@ class RestReader:
         known = self._find_plan(bytes(body[:_MAX_REMEMBERED_SIZE]))
         if known is None:
             return None
-        plan, rest, id, start = known
+        (plan, rest), id, start = known
         end = len(body) - len(rest)
         data = bytes(body[start:end]).strip(_BLANK)
         spec = plan.inputs[0]
@@ -174,18 +175,22 @@ class RestReader:
         except BacklineError:
             return None  # the caller reads the whole document, to find the error that comes first
 
-    def _find_plan(self, text: bytes) -> tuple[InferPlan, bytes, str, int] | None:
+    def _find_plan(self, text: bytes) -> tuple[tuple[InferPlan, bytes], str, int] | None:
         """Finds the plan of an earlier request with the same text before its input's numbers. `text` may be
         only the beginning of a request.
 
-        Returns the plan, the text that must follow the numbers, the id, and where the numbers start.
+        Returns the plan with the text that must follow the numbers, the id, and where the numbers start.
         """
         start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
         if start < len(_DATA):
             return None
-        id, key = split_id(text[:start])
+        key = text[:start]
         known = self._number_plans.get(key)
-        return None if known is None else (*known, id, start)
+        if known is not None:
+            return known, "", start
+        id, key = split_id(key)
+        known = self._number_plans.get(key) if id else None
+        return None if known is None else (known, id, start)
 
     def _remember_numbers(self, header: Buffer, document: RequestDocument, plan: InferPlan) -> None:
         if len(plan.inputs) != 1 or plan.shared is not None or not plan.inputs[0].count:
