@@ -9,6 +9,7 @@ from backline.workers.here import execution
 from backline.workers.here.execution import (
     AFTER_CONTENTION,
     AFTER_OVERLAP,
+    FORGET_OVERLAP,
     LONGEST_AFTER_OVERLAP,
     BudgetedExecution,
     CoreBudget,
@@ -104,6 +105,37 @@ def test_runs_are_spread_less_often_while_others_overlap_them(clock: Clock) -> N
     overlapping = False
     runs(int(LONGEST_AFTER_OVERLAP / AFTER_OVERLAP))
     assert runs(3) == ["spread"] * 3
+
+
+@pytest.mark.parametrize(("quiet", "next_run"), [(0.5, "one core"), (2.0, "spread")])
+def test_a_lone_caller_after_several_others_does_not_wait_long(
+    clock: Clock, quiet: float, next_run: str
+) -> None:
+    budget = CoreBudget(2)
+    made: list[str] = []
+
+    def overlap() -> None:
+        budget.take(1)
+        budget.give(1)
+
+    def spread(_: Batch) -> None:
+        made.append("spread")
+        overlap()
+
+    execute = BudgetedExecution(lambda _: made.append("one core"), budget, 1, spread)
+    pause = AFTER_OVERLAP
+    for _ in range(4):
+        execute(Batch([], 0, 0))
+        pause *= 2
+        clock.advance(pause)
+    clock.advance(quiet * FORGET_OVERLAP)
+    budget.take(1)
+    overlap()
+    budget.give(1)
+    clock.advance(AFTER_OVERLAP)
+    execute(Batch([], 0, 0))
+
+    assert made == ["spread"] * 4 + [next_run]
 
 
 def test_long_runs_overlap_until_the_first_of_them_ends(clock: Clock) -> None:

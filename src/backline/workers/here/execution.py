@@ -34,9 +34,13 @@ AFTER_OVERLAP = 0.2
 #: Each spread run that another run overlaps doubles the time of AFTER_OVERLAP, up to this many seconds,
 #: because several callers that pause between their requests look like a single caller.
 LONGEST_AFTER_OVERLAP = 3.2
+#: Once this many seconds have passed since the end of such a time, the next overlap starts with AFTER_OVERLAP
+#: again, so that a single caller who comes after several others does not wait for spread runs for seconds.
+FORGET_OVERLAP = 1.0
 #: Seconds for which runs are not spread after a spread run had to wait for a core, because something outside
-#: the budget uses the cores: the event loop, a worker process or another program.
-AFTER_CONTENTION = 1.0
+#: the budget uses the cores: the event loop, a worker process or another program. Such disturbances are
+#: usually short, and one disturbed run in this time costs little if they last.
+AFTER_CONTENTION = 0.2
 #: A spread run had to wait for a core if its thread waited for more than this share of the run's duration.
 _CONTENTION = 0.1
 
@@ -263,6 +267,8 @@ class CoreBudget:
 
     def _note_overlap(self) -> None:
         if self._free < self.cores:
+            if monotonic_ns() - self._spread_from > FORGET_OVERLAP * 1e9:
+                self._after_overlap = AFTER_OVERLAP
             self.keep_narrow(self._after_overlap)
 
     def keep_narrow(self, seconds: float) -> None:
