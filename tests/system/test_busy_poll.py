@@ -16,6 +16,7 @@ import uvloop
 
 from backline.system import busy_poll
 from backline.system.busy_poll import BusyPoll, has_idle_core
+from backline.system.busy_poll_policy import BusyPollPolicy
 from backline.system.polled_socket import PolledSocket
 
 LONGEST = 0.02
@@ -138,6 +139,37 @@ def test_a_loop_polls_while_input_is_expected(clock: Clock, new_loop: NewLoop) -
     with asyncio.Runner(loop_factory=new_loop) as runner:
         assert runner.run(polls(clock, poll, 150)) == 150
     assert poll.asleep
+
+
+@pytest.mark.parametrize(
+    "new_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"]
+)
+def test_few_gaps_are_observed_until_one_is_worth_a_poll(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, new_loop: NewLoop
+) -> None:
+    observed: list[float] = []
+    observe = BusyPollPolicy.observe
+    monkeypatch.setattr(
+        BusyPollPolicy, "observe", lambda policy, gap: (observed.append(gap), observe(policy, gap))
+    )
+    poll = BusyPoll()
+    poll.allow(200e-6)
+
+    async def observed_of(gaps: int, seconds: float) -> int:
+        iterations = Iterations(asyncio.get_running_loop(), poll)
+        observed.clear()
+        for _ in range(gaps):
+            iterations.theirs.send(b"x")
+            await turns()
+            clock.now += seconds
+        iterations.close()
+        return len(observed)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(observed_of(1_000, 0.01)) < 100
+        assert runner.run(observed_of(100, 50e-6)) > 80
+        assert not poll.asleep, "the policy polls by now"
+        assert runner.run(observed_of(1_000, 0.01)) < 120
 
 
 def test_a_poll_lets_others_use_its_core_between_two_checks(

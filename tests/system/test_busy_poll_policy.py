@@ -308,3 +308,25 @@ def test_no_poll_is_longer_than_allowed(gaps: list[float]) -> None:
     for gap in gaps:
         policy.observe(gap)
         assert policy.length in (0.0, LONGEST)
+
+
+@pytest.mark.parametrize("gap", [LONGEST * 2, 1.0, -1e-3])
+def test_a_policy_is_hopeless_after_eight_gaps_that_are_not_worth_a_poll(gap: float) -> None:
+    policy = BusyPollPolicy(LONGEST)
+    assert policy.hopeless
+    policy.observe(LONGEST / 2)
+    states = []
+    for _ in range(10):
+        states.append(policy.hopeless)
+        policy.observe(gap)
+
+    assert states == [False] * 8 + [True] * 2
+
+
+def test_a_policy_that_polls_is_not_hopeless() -> None:
+    policy = BusyPollPolicy(LONGEST)
+    for number in range(1_000):
+        policy.observe(LONGEST / 4 if number % 10 else 1.0)
+
+    assert policy.length
+    assert not policy.hopeless

@@ -40,6 +40,8 @@ _PERIOD: Final = 6
 _FIRST_REST: Final = 1
 _LONGEST_REST: Final = 1024
 _PROBATION: Final = 4
+#: After this many gaps in a row that were not worth a poll, the policy is hopeless.
+_HOPELESS: Final = 8
 
 
 class BusyPollPolicy:
@@ -65,6 +67,7 @@ class BusyPollPolicy:
         "_earlier",
         "_hits",
         "_mean",
+        "_misses",
         "_next_check",
         "_rest",
         "_resting",
@@ -87,10 +90,19 @@ class BusyPollPolicy:
         self._mean = longest
         self._hits = 0.0
         self._similar = 0.0
+        # The number of gaps since the last one that was worth a poll.
+        self._misses = _HOPELESS
         self._earlier = deque([longest] * _PERIOD, _PERIOD)
         self._rest = 0
         self._resting = 0
         self._since_loss = _PROBATION
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether none of the latest gaps was worth a poll, so that it is enough to observe some of the gaps
+        until one is. True before the first gap.
+        """
+        return self._misses >= _HOPELESS
 
     def observe(self, gap: float) -> None:
         """Learns from a gap, in seconds, and sets `length` for the next one.
@@ -99,6 +111,7 @@ class BusyPollPolicy:
         """
         longest = self.longest
         hit = -_MARGIN <= gap <= longest
+        self._misses = 0 if hit else self._misses + 1
         if gap > longest:
             gap = longest
         elif gap < 0.0:
