@@ -134,6 +134,19 @@ def test_a_trusted_pickle_is_served_with_a_warning_that_names_it(filename: str, 
     assert str(tmp_path / filename) in model.warnings[0]
 
 
+def test_an_estimator_that_lacks_attributes_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+    need("sklearn", "skops")
+    from sklearn.preprocessing import StandardScaler
+    from skops import io
+
+    estimator = StandardScaler().fit(wines()[0])
+    del estimator.with_mean, estimator.n_features_in_
+    io.dump(estimator, tmp_path / "model.skops")
+
+    with pytest.raises(InvalidArgument, match=r"model\.skops' cannot be loaded by scikit-learn: .*with_mean"):
+        load(tmp_path / "model.skops")
+
+
 def test_types_that_skops_does_not_trust_are_named_and_need_trust(tmp_path: Path) -> None:
     need("sklearn", "skops")
     from sklearn.ensemble import RandomForestClassifier

@@ -62,12 +62,13 @@ class Sklearn:
             warnings += (f"'{path}' is a pickle, {executed}",)
         else:
             estimator = _load_skops(path, what, options)
-        _use_one_core(estimator)
-        _forget_names(estimator)
-        inputs = _inputs(path, estimator, config)
-        methods = [method for method in _METHODS if hasattr(estimator, method)]
-        if not methods and hasattr(estimator, "transform"):
-            methods = ["transform"]
+        with loading(path, "scikit-learn"):  # a damaged file may hold an estimator that lacks attributes
+            _use_one_core(estimator)
+            _forget_names(estimator)
+            inputs = _inputs(path, estimator, config)
+            methods = [method for method in _METHODS if hasattr(estimator, method)]
+            if not methods and hasattr(estimator, "transform"):
+                methods = ["transform"]
         if not methods:
             raise InvalidArgument(
                 f"'{path}' cannot be served: a {type(estimator).__name__} has neither predict nor transform;"
