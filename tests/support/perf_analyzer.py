@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import time
 import urllib.request
@@ -22,7 +24,7 @@ def run_perf_analyzer(metrics: str, *arguments: str) -> str:
     command = [tool("perf_analyzer"), *arguments]
     for _ in range(3):
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
         ) as started:
             answered, since = -1.0, time.monotonic()
             while time.monotonic() < since + 20:
@@ -35,7 +37,7 @@ def run_perf_analyzer(metrics: str, *arguments: str) -> str:
                 else:
                     assert started.returncode == 0, output
                     return output
-            started.kill()
+            os.killpg(started.pid, signal.SIGKILL)  # the command is a script whose child sends the requests
         end = time.monotonic() + 10
         while _waiting(metrics) and time.monotonic() < end:
             time.sleep(0.05)
