@@ -1,5 +1,5 @@
-"""The cost of startup: parts that no model of the repository needs are not even imported, memory is taken in
-large pieces, and threads rarely take the interpreter lock from each other.
+"""The cost of startup: parts that no model of the repository needs are not even imported, all threads
+allocate from one heap, and threads rarely take the interpreter lock from each other.
 """
 
 from __future__ import annotations
@@ -97,9 +97,6 @@ def test_serving_an_onnx_model_imports_few_modules(imported: set[str]) -> None:
 
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-needs_huge_pages = pytest.mark.skipif(
-    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the kernel has no huge pages"
-)
 #: The size of a heap of an arena that belongs to threads, in bytes. Its address is a multiple of its size.
 THREAD_HEAP = 64 << 20
 
@@ -126,14 +123,6 @@ def test_all_threads_of_a_server_allocate_from_one_heap(mappings: str) -> None:
         and used.get(start, 1) % THREAD_HEAP == 0
         and end - used[start] == THREAD_HEAP
     ]
-
-
-@needs_glibc
-@needs_huge_pages
-def test_the_heap_of_a_server_has_huge_pages(mappings: str) -> None:
-    heaps = re.findall(r"\[heap\]\n(?:[A-Z].*\n)*?VmFlags:(.*)\n", mappings)
-
-    assert any("hg" in flags.split() for flags in heaps), heaps
 
 
 @pytest.mark.parametrize("limit", [60.0, 0.0], ids=["a quick start", "a slow start"])

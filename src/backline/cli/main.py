@@ -49,8 +49,6 @@ COMMANDS = {
     "tune": "Search for the best settings of a model on this machine.",
     "completion": "Print the script that completes commands in a shell.",
 }
-#: The subcommands that take so much memory that it is worth while to extend the heap at once.
-_SERVERS = ("serve", "tritonserver")
 
 
 class LazyCommands(CommandGroup):
@@ -63,8 +61,6 @@ class LazyCommands(CommandGroup):
         if cmd_name not in COMMANDS:
             return None
         with quick_dataclasses(), quick_imports():
-            if cmd_name in _SERVERS:
-                import_module("backline.system.memory").extend_heap()
             found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() has disabled the garbage collector
             exempt_imports()

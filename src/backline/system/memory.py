@@ -9,14 +9,10 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from mmap import PAGESIZE
 from pathlib import Path
 
 #: Blocks of at least this many bytes get separate pages.
 LARGE_BLOCK = 1 << 20
-#: The number of bytes by which `extend_heap` extends the heap. A server with one ONNX model uses most.
-HEAP_START = 16 << 20
-_MADV_HUGEPAGE = 14  # madvise(2)
 #: Parameters of mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -113,37 +109,6 @@ def share_arena() -> bool:
     own allocators, so more arenas gained nothing measurable.
     """
     return bool(_mallopt()(_M_ARENA_MAX, 1))
-
-
-def extend_heap() -> bool:
-    """Extends the heap by HEAP_START bytes, and asks the kernel to provide them as huge pages. Returns False
-    if the C library or the kernel does not support this.
-
-    A start fills this memory, and would otherwise wait for 4,000 page faults. Memory that is not used is not
-    resident, except for the rest of one huge page. Afterwards, glibc takes blocks of up to HEAP_START bytes
-    from the heap, as it otherwise would after the first block of this size had been freed.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        malloc, free, sbrk, madvise = library.malloc, library.free, library.sbrk, library.madvise
-    except (OSError, AttributeError):
-        return False
-    malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    free.argtypes, free.restype = [ctypes.c_void_p], None
-    sbrk.argtypes, sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    # glibc maps this block outside of the heap, and raises its threshold for such mappings when the block is
-    # freed. Setting M_MMAP_THRESHOLD would end this adaptation to the sizes of blocks.
-    free(malloc(HEAP_START + PAGESIZE))
-    end = sbrk(0)
-    block = malloc(HEAP_START)
-    try:
-        if block is None or sbrk(0) == end:  # another C library
-            return False
-        first = block // PAGESIZE * PAGESIZE
-        return bool(madvise(first, block + HEAP_START - first, _MADV_HUGEPAGE) == 0)
-    finally:
-        free(block)
 
 
 def fill_blocks(byte: int) -> bool:
