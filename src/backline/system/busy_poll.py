@@ -13,7 +13,7 @@ from backline.system.busy_poll_policy import BusyPollPolicy
 
 _CORES = os.cpu_count() or 1
 #: While polling would not pay off, the number of gaps that nobody observes after each one that is observed.
-#: Observing a gap takes 3 to 10 microseconds: two readings of the clock and one more iteration of the loop.
+#: Observing a gap takes 5 to 9 microseconds: two readings of the clock and one more iteration of the loop.
 _UNOBSERVED = 16
 
 #: Lets another thread that is ready to run on this core go first. Unless a poll does so, the kernel may let a
