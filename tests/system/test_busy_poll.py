@@ -249,7 +249,9 @@ def test_a_core_counts_as_idle_if_a_model_has_closed_the_file_with_the_load(
     assert has_idle_core()
 
 
-async def polls_by_kind(clock: Clock, poll: BusyPoll, count: int) -> tuple[int, int]:
+async def polls_by_kind(
+    clock: Clock, poll: BusyPoll, count: int, of_server: float = 50e-6, of_client: float = 40e-6
+) -> tuple[int, int]:
     """For how many of `count` gaps of each kind the loop polls: while it awaits a server, and a client."""
     iterations = Iterations(asyncio.get_running_loop(), poll)
     of_servers = of_clients = 0
@@ -257,12 +259,12 @@ async def polls_by_kind(clock: Clock, poll: BusyPoll, count: int) -> tuple[int, 
         poll.awaited = 1
         await turns()
         of_servers += number >= count and not poll.asleep
-        clock.now += 50e-6
+        clock.now += of_server
         poll.awaited = 0
         iterations.theirs.send(b"x")  # the response of the server, which is passed on to the client
         await turns()
         of_clients += number >= count and not poll.asleep
-        clock.now += 40e-6
+        clock.now += of_client
         poll.awaited = 1
         iterations.theirs.send(b"x")  # the next request of the client, which is passed on to the server
         await turns()
@@ -287,6 +289,19 @@ def test_a_loop_that_shares_its_core_with_the_client_still_polls_for_other_serve
 
     assert of_servers > 190
     assert of_clients < 10
+
+
+@pytest.mark.parametrize("of_client", [390e-6, 10e-3], ids=["soon", "late"])
+def test_a_poll_for_another_server_may_last_twice_as_long(clock: Clock, of_client: float) -> None:
+    poll = BusyPoll()
+    poll.allow(200e-6)
+
+    of_servers, of_clients = asyncio.run(
+        polls_by_kind(clock, poll, 400, of_server=390e-6, of_client=of_client)
+    )
+
+    assert of_servers > 390
+    assert of_clients == 0
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,16 @@ from time import perf_counter
 from backline.system.busy_poll_policy import BusyPollPolicy
 
 _CORES = os.cpu_count() or 1
-#: While polling would not pay off, the number of gaps that nobody observes after each one that is observed.
+#: While polling would not pay off, the number of inputs after which nobody starts to observe a gap. With the
+#: input that ends a gap and the one that starts the next, a cycle takes _UNOBSERVED + 2 inputs. This must be
+#: a prime: requests may have two, three or more gaps each, and each kind of gap must be observed in its turn.
 #: Observing a gap takes 5 to 9 microseconds: two readings of the clock and one more iteration of the loop.
-_UNOBSERVED = 16
+_UNOBSERVED = 15
+
+#: How much longer a poll may last while the server awaits responses of other servers. When all processes that
+#: handle a request sleep until they are woken up, the gaps are up to twice as long as when they poll. If a
+#: poll did not outlast such gaps, it would seem not to pay off, and no process would start to poll again.
+_OF_SERVERS = 2
 
 #: Lets another thread that is ready to run on this core go first. Unless a poll does so, the kernel may let a
 #: thread that it has just woken up wait until the poll ends, and that thread may be the client whose request
@@ -99,20 +106,20 @@ class BusyPoll:
         self._looked = 0.0
         #: The number of threads that compute for the loop.
         self._holds = 0
-        #: The number of gaps that nobody observes from now on.
+        #: The number of inputs after which nobody starts to observe a gap, from now on.
         self._unobserved = 0
 
     def allow(self, longest: float) -> None:
-        """Allows polls of at most `longest` seconds; 0 turns polling off. Must be called before input
-        arrives.
+        """Allows polls of at most `longest` seconds, or twice as long while the server awaits responses of
+        other servers; 0 turns polling off. Must be called before input arrives.
         """
         self._policy = self._policy_of_clients = BusyPollPolicy(longest)
-        self._policy_of_servers = BusyPollPolicy(longest)
+        self._policy_of_servers = BusyPollPolicy(_OF_SERVERS * longest)
         self.asleep = longest > 0.0
 
     @property
     def longest(self) -> float:
-        """The maximum duration of a poll, in seconds; 0 if polling is off."""
+        """The maximum duration of a poll for clients, in seconds; 0 if polling is off."""
         return self._policy_of_clients.longest
 
     def hold(self) -> None:
