@@ -176,6 +176,12 @@ _TINY = bytes.fromhex(
 
 
 @cache
+def installed_providers(runtime: Any) -> tuple[str, ...]:
+    """Returns the names of the providers that the runtime was built with."""
+    return tuple(runtime.get_available_providers())
+
+
+@cache
 def usable_gpus(runtime: Any) -> Gpus:
     """Returns the GPUs; none if a session on the first GPU fails, as it does without CUDA's libraries."""
     gpus = cuda_gpus()

@@ -22,6 +22,7 @@ from backline.backends.onnx_providers import CPU as CPU_PROVIDER
 from backline.backends.onnx_providers import (
     Provider,
     idle_accelerators,
+    installed_providers,
     read_providers,
     usable_gpus,
     why_on_no_gpu,
@@ -82,7 +83,7 @@ class OnnxRuntime:
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         runtime = import_onnxruntime()
-        reason = why_on_no_gpu(config, runtime.get_available_providers())
+        reason = why_on_no_gpu(config, installed_providers(runtime))
         return Gpus(reason=reason) if reason else usable_gpus(runtime)
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OnnxModel:
@@ -95,7 +96,7 @@ class OnnxRuntime:
         runtime = import_onnxruntime()
         settings = read_settings(config)
         providers = read_providers(
-            config, runtime.get_available_providers(), options.device, lambda: usable_gpus(runtime).reason
+            config, installed_providers(runtime), options.device, lambda: usable_gpus(runtime).reason
         )
         if options.device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)

@@ -20,6 +20,7 @@ from backline.backends.backend import LoadOptions
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.values.device import Gpus
+from backline.system import small_file
 from backline.system.garbage import uncollected
 from backline.system.process_memory import count_pages
 
@@ -140,8 +141,7 @@ def read_start(path: Path, size: int = 64) -> bytes:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise InvalidArgument(f"'{path}' is not a regular file: put the model's file in its place")
-        with open(path, "rb", buffering=0) as file:
-            start = file.read(size)
+        start = small_file.read_start(path, size)
     except OSError as error:
         raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
     if not start:

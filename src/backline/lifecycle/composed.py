@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor as Threads
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -19,6 +18,7 @@ from backline.engine.statistics import ResponseStatistics
 from backline.engine.values.signature import DecoupledCheck, RequestCheck, Signature, TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.lifecycle.call_graph import Node, Wait, called, node, waits_for_steps
+from backline.lifecycle.loading.load_threads import LoadThreads
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.queueing import scheduling_text
 from backline.lifecycle.phase import VersionPhase
@@ -52,7 +52,7 @@ class ComposedServable(Servable):
         #: available.
         self.lacking = False
 
-    async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
+    async def load(self, threads: LoadThreads, known: Measured | None, settle: Settle) -> None:
         """Loads the ensemble. Raises InvalidArgument if it cannot serve (see `unanswered_step`), if the
         tensors of its steps do not match, or if its steps could wait for each other forever.
         """

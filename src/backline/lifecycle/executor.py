@@ -15,9 +15,9 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError
 from backline.engine.model import Model
 from backline.lifecycle.changes import AwaitedChanges
+from backline.lifecycle.loading.load_threads import LoadThreads
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.shared import Shared
-from backline.lifecycle.loading.version_load import LoadThreads
 from backline.lifecycle.memory.meter import LoadMemory
 from backline.lifecycle.memory.needs import Need
 from backline.lifecycle.memory.residency import NoRoom, Residency

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor as Threads
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
@@ -17,6 +16,7 @@ from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
 from backline.lifecycle.loading.instances import InstanceMaker
+from backline.lifecycle.loading.load_threads import LoadThreads
 from backline.lifecycle.loading.loaded import LoadedVersion, LoadedWorkers, Measured
 from backline.lifecycle.loading.queueing import (
     build_queue,
@@ -150,7 +150,7 @@ class Servable(ShownVersion):
             return self._loaded.pids
         return () if self._load is None else self._load.pids
 
-    async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
+    async def load(self, threads: LoadThreads, known: Measured | None, settle: Settle) -> None:
         """Fetches, loads and warms up the version. Raises BacklineError if that fails.
 
         `known` are the measurements of an earlier load of the same files, if any. `settle` is called with the
@@ -177,20 +177,20 @@ class Servable(ShownVersion):
             from_elsewhere=self._from_elsewhere,
             on_bytes=on_bytes,
         )
-        loop = asyncio.get_running_loop()
-        loading = loop.run_in_executor(threads, load.run)
+        # A runtime cannot be interrupted, so after a cancellation, the model is closed once it is loaded.
+        loading = threads.run(load.run, _discard)
         try:
-            warm = await asyncio.shield(loading)
+            warm = await loading
         except asyncio.CancelledError:
             load.cancel()
-            # A runtime cannot be interrupted, so the model is closed once it is loaded.
-            loading.add_done_callback(_discard)
+            if not loading.cancelled() and loading.exception() is None:  # it was loaded just before
+                _discard(loading.result())
             raise
         try:
             await settle(warm.memory)
             self._start(warm)
         except BaseException:
-            await loop.run_in_executor(None, warm.loaded.close)
+            await asyncio.get_running_loop().run_in_executor(None, warm.loaded.close)
             raise
         self.model.progress = None
         self.model.statistics.load_seconds = time.monotonic() - began
@@ -484,7 +484,6 @@ class Servable(ShownVersion):
         model.placement = replace(placement, reason=f"{placement.reason}; {moved}")
 
 
-def _discard(loading: asyncio.Future[WarmModel]) -> None:
+def _discard(warm: WarmModel) -> None:
     """Closes a model that finished loading after its load was cancelled."""
-    if not loading.cancelled() and loading.exception() is None:
-        loading.result().loaded.close()
+    warm.loaded.close()

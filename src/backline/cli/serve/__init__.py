@@ -31,7 +31,7 @@ from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand
 from backline.embedded.embedded import ModelsNotLoaded
 from backline.engine.errors import BacklineError, NotFound
-from backline.lifecycle.loading.version_load import loads_running
+from backline.lifecycle.loading.load_threads import loads_running
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 from backline.server import OpenPort, PortNotOpened, Server, ServerOptions

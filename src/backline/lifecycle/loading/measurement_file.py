@@ -25,6 +25,7 @@ from backline.lifecycle.records import make_folder
 from backline.repository.fingerprint import load_key
 from backline.system.cores import usable_cores
 from backline.system.private_file import replacement
+from backline.system.small_file import read_file
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -62,23 +63,6 @@ class _Kept(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Kept).decode
 #: Nearly all files of measurements have fewer bytes.
 _USUAL_SIZE = 1 << 14
-
-
-def read_file(path: str, size: int) -> bytes:
-    """Returns the content of a regular file, which is read in blocks of `size` bytes. Raises OSError.
-
-    A file of less than `size` bytes takes three system calls, where open() would make seven. Each call gives
-    up the interpreter lock, and while many models load, another thread is woken each time.
-    """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        content = block = os.read(file, size)
-        while len(block) == size:  # a regular file returns less only at its end
-            block = os.read(file, size)
-            content += block
-        return content
-    finally:
-        os.close(file)
 
 
 class MeasurementFile:

@@ -7,16 +7,12 @@ import hashlib
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import count
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from backline.backends.backend import HostedModel, LoadOptions
 from backline.backends.registry import choose, describe_runtime
@@ -28,9 +24,14 @@ from backline.engine.values.device import Places
 from backline.engine.values.signature import RequestCheck
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
-from backline.lifecycle.loading.measurement_file import MeasurementFile, read_file
+from backline.lifecycle.loading.measurement_file import MeasurementFile
 from backline.lifecycle.loading.shared import Shared
-from backline.lifecycle.loading.warm_up import warm_up, warm_up_items, warm_up_samples
+from backline.lifecycle.loading.warm_up import (
+    TENSORFLOW_FILE,
+    warm_up,
+    warm_up_items,
+    warm_up_samples,
+)
 from backline.lifecycle.memory.meter import LoadMemory, measure_workers
 from backline.lifecycle.memory.needs import LoadKind
 from backline.lifecycle.options import runs_apart
@@ -39,6 +40,7 @@ from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.system.cores import check_cores, pinned
+from backline.system.small_file import read_file
 from backline.workers.model_in_workers import ModelInWorkers
 
 if TYPE_CHECKING:
@@ -162,7 +164,7 @@ class VersionLoad:
                 check, tensors = warm_up_version(
                     config,
                     loaded,
-                    self._fetched.path,
+                    self._fetched.path if self._has_tensorflow_file else None,
                     self._fetched.model_folder,
                     recorded_file(self._shared.state_folder, config.name),
                 )
@@ -281,6 +283,10 @@ class VersionLoad:
         patterns = self._shared.options.trust_pickle_models
         return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
+    @property
+    def _has_tensorflow_file(self) -> bool:
+        return any(name.endswith(TENSORFLOW_FILE) for name in self._version.files)
+
     def _content(self, otherwise: str) -> VersionContent | None:
         """Returns a digest of the files. Results that outlive this load, such as cached responses, are stored
         under the digest, so they are never used for other files.
@@ -353,9 +359,10 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
 
 
 def warm_up_version(
-    config: ModelConfig, loaded: LoadedVersion, path: Path, model_folder: Path, recorded: Path
+    config: ModelConfig, loaded: LoadedVersion, path: Path | None, model_folder: Path, recorded: Path
 ) -> tuple[Check, SequenceTensors | None]:
-    """Runs the warm-up samples of a loaded version.
+    """Runs the warm-up samples of a loaded version. `path` is its file or folder, or None if it has no
+    warm-up file of TensorFlow Serving.
 
     Returns the check for its requests, and the hidden tensors of a model that serves sequences (None for
     other models). Raises BacklineError if the configuration does not fit the model, or a sample fails.
@@ -365,11 +372,12 @@ def warm_up_version(
     batched = loaded.max_batch_size > 0
     tensors = loaded.states.prepare(batched=batched, model_folder=model_folder)
     outputs = tuple(spec.name for spec in loaded.states.model.outputs)
+    version_folder = path.parent if path is not None and path.is_file() else path
     for run in loaded.lone_runs():
         samples = warm_up_samples(
             config,
             batched=batched,
-            version_folder=path if os.path.isdir(path) else path.parent,
+            version_folder=version_folder,
             model_folder=model_folder,
             recorded=recorded,
         )
@@ -391,94 +399,3 @@ def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
             " policy. Please disable the response cache."
         )
-
-
-P = ParamSpec("P")
-Result = TypeVar("Result")
-
-
-def loads_running() -> bool:
-    """Returns whether a load is running in this process. If so, an orderly exit of the process might crash in
-    a runtime.
-    """
-    return any(isinstance(thread, _LoadThread) and thread.loading for thread in threading.enumerate())
-
-
-#: Seconds for which an idle thread waits for another load before it ends.
-_IDLE = 1.0
-
-
-class _LoadThread(threading.Thread):
-    """A thread that runs loads one after another. `loads_running` finds the threads of this class."""
-
-    def __init__(self, call: Callable[[], None], following: Callable[[], Callable[[], None] | None]) -> None:
-        """The thread runs `call`, then each call that `following` returns. `following` may block until there
-        is another call; it returns None if the thread should end.
-        """
-        super().__init__(daemon=True)
-        self._call: Callable[[], None] | None = call
-        self._following = following
-        self.loading = True
-
-    def run(self) -> None:
-        while (call := self._call) is not None:
-            self.loading = True
-            call()
-            self.loading = False
-            call = self._call = None  # an idle thread must not keep the last load's objects alive
-            self._call = self._following()
-
-
-class LoadThreads(Executor):
-    """An executor that runs each call on an idle daemon thread, or on a new one. The caller limits how many
-    calls run at the same time.
-
-    A runtime cannot be interrupted. In a pool of limited size, a load that never ends would occupy a thread
-    forever and block the interpreter's exit. Threads are reused because starting one can block the event
-    loop for an interpreter's switch interval.
-    """
-
-    def __init__(self) -> None:
-        self._numbers = count(1)
-        self._lock = threading.Lock()
-        #: Calls that idle threads will take. Each `put` follows a decrement of `_idle` under the lock.
-        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        #: The number of idle threads minus the number of calls in `_calls`, that is, the number of idle
-        #: threads for which no call is waiting.
-        self._idle = 0
-
-    def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
-        """Starts the call immediately, on an idle thread or a new one."""
-        future: Future[Result] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-                self._calls.put(run)
-                return future
-        thread = _LoadThread(run, self._following)
-        thread.name = f"load_{next(self._numbers)}"
-        thread.start()
-        return future
-
-    def _following(self) -> Callable[[], None] | None:
-        """Waits for the next call for the current thread. Returns None if none comes within _IDLE seconds."""
-        with self._lock:
-            self._idle += 1
-        with suppress(Empty):
-            return self._calls.get(timeout=_IDLE)
-        with self._lock:
-            with suppress(Empty):  # `submit` may have counted on this thread just after the wait ended
-                return self._calls.get_nowait()
-            self._idle -= 1
-        return None

@@ -5,7 +5,6 @@ model does only once.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,22 +102,22 @@ def warm_up_samples(
     config: ModelConfig,
     *,
     batched: bool,
-    version_folder: Path,
+    version_folder: Path | None,
     model_folder: Path,
     recorded: Path | None = None,
 ) -> Iterator[WarmUpRequest]:
     """Yields all warm-up samples of a version, created one at a time.
 
     With `batched`, the shapes in the configuration have no batch dimension, so one is added. `version_folder`
-    holds the model file, and `model_folder` the folder WARM_UP_FOLDER. The file `recorded` need not exist.
-    Raises InvalidArgument, with the names of the sample, the input and the file, if a sample cannot be
-    created.
+    holds the model file, and perhaps TENSORFLOW_FILE; None if the version is known to have no such file.
+    `model_folder` holds the folder WARM_UP_FOLDER. The file `recorded` need not exist. Raises
+    InvalidArgument, with the names of the sample, the input and the file, if a sample cannot be created.
     """
     for sample in config.warm_up:
         yield _configured(config, sample, model_folder / WARM_UP_FOLDER, batched=batched)
-    file = os.path.join(version_folder, TENSORFLOW_FILE)
-    if os.path.exists(file):
-        yield from _logged(Path(file), must_fit=True)
+    file = None if version_folder is None else version_folder / TENSORFLOW_FILE
+    if file is not None and file.exists():
+        yield from _logged(file, must_fit=True)
     if recorded is not None and _is_there(recorded):
         yield from _logged(recorded, must_fit=False)
 
