@@ -113,7 +113,7 @@ def quick_imports() -> Iterator[None]:
         sys.meta_path.insert(0, finder)  # the other finders have none of its modules
     gc.disable()  # modules are never freed
     try:
-        with _one_blas_thread(), _stand_ins(_UNUSED), _late_patterns():
+        with _one_blas_thread(), _stand_ins(_UNUSED), _late_patterns(), _late_annotations():
             yield
     finally:
         if collected:
@@ -260,6 +260,18 @@ def _late_patterns() -> Iterator[None]:
         yield
     finally:
         re.compile = _compile
+
+
+@contextmanager
+def _late_annotations() -> Iterator[None]:
+    """Makes modules that are imported in the `with` block compile annotations that are strings when these are
+    evaluated, because few of them are. The first compile() of a process also creates 119 classes, for `ast`.
+    """
+    vars(typing)["compile"] = lambda source, *_: source
+    try:
+        yield
+    finally:
+        vars(typing).pop("compile", None)
 
 
 def _skip_checks(overrides: Any) -> None:
