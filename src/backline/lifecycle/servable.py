@@ -177,14 +177,11 @@ class Servable(ShownVersion):
             from_elsewhere=self._from_elsewhere,
             on_bytes=on_bytes,
         )
-        # A runtime cannot be interrupted, so after a cancellation, the model is closed once it is loaded.
-        loading = threads.run(load.run, _discard)
         try:
-            warm = await loading
+            # A runtime cannot be interrupted, so after a cancellation, the model is closed once it is loaded.
+            warm = await threads.run(load.run, lambda warm: warm.loaded.close())
         except asyncio.CancelledError:
             load.cancel()
-            if not loading.cancelled() and loading.exception() is None:  # it was loaded just before
-                _discard(loading.result())
             raise
         try:
             await settle(warm.memory)
@@ -482,8 +479,3 @@ class Servable(ShownVersion):
         log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
         placement = self._maker.placement(self._loaded, instances)
         model.placement = replace(placement, reason=f"{placement.reason}; {moved}")
-
-
-def _discard(warm: WarmModel) -> None:
-    """Closes a model that finished loading after its load was cancelled."""
-    warm.loaded.close()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -86,50 +87,89 @@ async def test_an_error_reaches_the_caller() -> None:
         await LoadThreads().run(lambda: 1 / 0, keep)
 
 
+class Waiting:
+    """A load that goes on until `go_on` is set."""
+
+    def __init__(self, end: Callable[[], str] = lambda: "model") -> None:
+        self.go_on = threading.Event()
+        self.end = end
+
+    def __call__(self) -> str:
+        self.go_on.wait(10)
+        return self.end()
+
+
 async def test_the_result_of_a_cancelled_load_is_discarded_once_it_is_there() -> None:
-    go_on = threading.Event()
+    load = Waiting()
     discarded: asyncio.Queue[str] = asyncio.Queue()
 
-    def load() -> str:
-        go_on.wait(10)
-        return "model"
-
-    loading = LoadThreads().run(load, discarded.put_nowait)
-    loading.cancel()
+    loading = asyncio.create_task(LoadThreads().run(load, discarded.put_nowait))
     await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
     assert discarded.empty()
-    go_on.set()
+    load.go_on.set()
 
     assert await asyncio.wait_for(discarded.get(), 10) == "model"
 
 
-async def test_the_error_of_a_cancelled_load_is_nobodys() -> None:
+@pytest.mark.parametrize("turns", range(6))
+async def test_the_result_of_a_load_that_is_cancelled_as_it_ends_is_not_lost(turns: int) -> None:
+    load = Waiting()
     threads = LoadThreads()
-    go_on = threading.Event()
+    discarded: list[str] = []
+    loading = asyncio.create_task(threads.run(load, discarded.append))
+    await asyncio.sleep(0)
+    load.go_on.set()
+    while not threads._idle:
+        threading.Event().wait(0.001)  # the loop must not handle the end of the load yet
 
-    def load() -> None:
-        go_on.wait(10)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    loading.cancel()
+    found = [] if (await asyncio.gather(loading, return_exceptions=True))[0] != "model" else ["model"]
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+    assert found + discarded == ["model"]
+
+
+async def test_the_error_of_a_cancelled_load_is_nobodys() -> None:
+    def fail() -> str:
         raise OSError("it fails")
 
-    loading = threads.run(load, keep)
-    loading.cancel()
-    go_on.set()
-    await idle(threads)
+    load = Waiting(fail)
+    threads = LoadThreads()
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
 
-    assert loading.cancelled()
+    loading = asyncio.create_task(threads.run(load, keep))
+    await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    load.go_on.set()
+    await idle(threads)
+    await asyncio.sleep(0)
+    gc.collect()
+
+    assert reported == []
 
 
 def test_a_load_that_outlives_its_event_loop_ends_in_silence(
     recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     threads = LoadThreads()
-    go_on = threading.Event()
+    load = Waiting()
 
     async def begin() -> None:
-        threads.run(lambda: go_on.wait(10), keep)
+        asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)  # type: ignore[union-attr]
+        await threads.run(load, keep)
 
-    asyncio.run(begin())
-    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(begin())
+    load.go_on.set()
     while not threads._idle:
         threading.Event().wait(0.001)
 

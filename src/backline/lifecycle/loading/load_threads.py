@@ -64,13 +64,23 @@ class LoadThreads:
         #: threads for which no call is waiting.
         self._idle = 0
 
-    def run(self, call: Callable[[], Result], discard: Callable[[Result], None]) -> asyncio.Future[Result]:
-        """Starts a call immediately, on an idle thread or a new one. If the future is cancelled, the call
-        goes on, and `discard` is called with its result.
+    async def run(self, call: Callable[[], Result], discard: Callable[[Result], None]) -> Result:
+        """Runs a call, which begins immediately, on an idle thread or a new one. If the caller is cancelled,
+        the call goes on, and `discard` is called with its result.
 
-        Must be called on an event loop. `run_in_executor` would take two more turns of the loop for each
-        call, and objects that cost a twentieth of the load of a small model.
+        `run_in_executor` and `shield` would take two more turns of the event loop for each call, and objects
+        that cost a twentieth of the load of a small model.
         """
+        ended = self._begin(call, discard)
+        try:
+            return await ended
+        except asyncio.CancelledError:
+            if not ended.cancelled() and ended.exception() is None:  # the call ended just before
+                discard(ended.result())
+            raise
+
+    def _begin(self, call: Callable[[], Result], discard: Callable[[Result], None]) -> asyncio.Future[Result]:
+        """Begins a call, and calls `discard` with its result if the future is cancelled before the end."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
 
@@ -111,7 +121,7 @@ class LoadThreads:
         with suppress(Empty):
             return self._calls.get(timeout=_IDLE)
         with self._lock:
-            with suppress(Empty):  # `submit` may have counted on this thread just after the wait ended
+            with suppress(Empty):  # `_begin` may have counted on this thread just after the wait ended
                 return self._calls.get_nowait()
             self._idle -= 1
         return None

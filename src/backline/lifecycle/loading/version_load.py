@@ -26,12 +26,7 @@ from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.measurement_file import MeasurementFile
 from backline.lifecycle.loading.shared import Shared
-from backline.lifecycle.loading.warm_up import (
-    TENSORFLOW_FILE,
-    warm_up,
-    warm_up_items,
-    warm_up_samples,
-)
+from backline.lifecycle.loading.warm_up import TENSORFLOW_FILE, warm_up, warm_up_items, warm_up_samples
 from backline.lifecycle.memory.meter import LoadMemory, measure_workers
 from backline.lifecycle.memory.needs import LoadKind
 from backline.lifecycle.options import runs_apart
