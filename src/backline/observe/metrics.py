@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from backline.engine.engine import Engine
 from backline.engine.model import Model
@@ -16,6 +17,9 @@ from backline.observe.families import families
 from backline.observe.metrics_config import MetricsConfig
 from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
+
+if TYPE_CHECKING:
+    from backline.observe.process_metrics import ProcessMetrics
 
 #: The number of samples that are joined into one text per step.
 _TOGETHER = 64
@@ -98,10 +102,10 @@ class Metrics:
             return CONTENT_TYPE, self._page
 
     async def _write(self) -> list[bytes]:
-        # This runs on a thread, because it imports libraries and reads files.
-        process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
-        page = await in_pieces(_blocks(self._pieces()))
-        return [*filter(None, page), await process]
+        # This runs on a thread, because it reads files. It does not run together with the rest, because each
+        # would wait for the GIL while the other holds it.
+        process = await asyncio.get_running_loop().run_in_executor(None, self._of_process)
+        return [*filter(None, await in_pieces(_blocks(self._pieces()))), process]
 
     def _pieces(self) -> Iterator[str]:
         """Yields the page in pieces. Producing a piece takes microseconds. Yields an empty piece after each
@@ -207,6 +211,9 @@ class Metrics:
 
     def _of_process(self) -> bytes:
         if self._process is None:
+            # Imported here because most starts need no metrics.
+            from backline.observe.process_metrics import ProcessMetrics
+
             self._process = ProcessMetrics()
         return self._process.text()
 
@@ -229,41 +236,3 @@ def _labels(model: Model, namespace: str | None) -> str:
             ("version", model.version),
         )
     )
-
-
-class ProcessMetrics:
-    """The metrics for the memory, CPU time and open files of the process, for the version of Python, and for
-    the load of the machine.
-    """
-
-    def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        import psutil
-
-        psutil.cpu_percent()  # the first scrape reports the CPU use since this call
-
-    def text(self) -> bytes:
-        """Returns the metrics as text in Prometheus' format. Reads files, so it must be called on a thread,
-        and only on one thread at a time.
-        """
-        from prometheus_client import generate_latest
-
-        return _machine().encode() + generate_latest(self._registry)
-
-
-def _machine() -> str:
-    """Returns the CPU and memory metrics of the machine, with Triton's names."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    used = "Share of the machine's CPU time used since the last scrape"
-    values = (
-        ("nv_cpu_utilization", used, psutil.cpu_percent() / 100),
-        ("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total),
-        ("nv_cpu_memory_used_bytes", "Memory of the machine in use", memory.total - memory.available),
-    )
-    return "".join(comment(name, "gauge", text) + f"{name} {number(value)}\n" for name, text, value in values)
