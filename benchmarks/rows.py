@@ -15,6 +15,7 @@ import ssl
 import statistics
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,20 @@ from harness.server_process import ServerProcess, answers_200, free_ports, make_
 REPOSITORY = BENCH / "rows"
 MANY = BENCH / "rows-many"
 MANY_MODELS = 1_000
+LOOP_TIMER = Path(__file__).parent / "harness" / "loop_timer.py"
 CERTIFICATE, KEY = BENCH / "rows.crt", BENCH / "rows.key"
 IDLE_SECONDS = 2.0
 #: The seconds at the start of an open loop that do not count, and the smallest number of requests that do.
 LEAD_SECONDS = 0.5
 LEAST_REQUESTS = 50
+#: How often /metrics is scraped, once per second.
+SCRAPES = 6
 #: The measured values. The p50 and p99 are in microseconds, `cpu` is in microseconds per request, and `mb` in
-#: 10**6 bytes. `refused` is the share of requests that an open loop sent and the server refused.
-COLUMNS = ("rate", "p50", "p99", "cpu", "refused", "seconds", "mb")
+#: 10**6 bytes of resident memory, or of a compressed page. `refused` is the share of requests that an open
+#: loop sent and the server refused. `stall` is the longest time, in milliseconds, for which the process kept
+#: a timer on its event loop waiting while it used the CPU. `late` is the longest delay of that timer, for
+#: whatever reason, and `idle_late` is the same without scrapes.
+COLUMNS = ("rate", "p50", "p99", "cpu", "refused", "seconds", "mb", "stall", "late", "idle_late")
 PYTHON_MODEL = """\
 from collections.abc import Iterator
 
@@ -76,6 +83,7 @@ class Side:
     scheme: str
     http_port: int
     grpc_port: int
+    metrics_port: int
     process: ServerProcess
 
     @property
@@ -89,7 +97,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement of a running server or, if `starts` is set, of a separate start. `scheme` is that of the
+    """A measurement of a running server or, if `starts` is set, of a separate one. `scheme` is that of the
     server.
     """
 
@@ -99,19 +107,32 @@ class Row:
     scheme: str = "http"
 
 
-def start(name: str, root: Path, repository: Path, *, scheme: str = "http", wait: bool = True) -> Side:
-    """Starts the server of a checkout. Raises CannotRun."""
+def start(
+    name: str,
+    root: Path,
+    repository: Path,
+    *,
+    scheme: str = "http",
+    wait: bool = True,
+    timer: Path | None = None,
+) -> Side:
+    """Starts the server of a checkout, with a timer on its event loop if `timer` names a file for what the
+    timer measures. Raises CannotRun.
+    """
     executable = root / ".venv" / "bin" / "backline"
     if not executable.exists():
         raise CannotRun(f"{executable} is missing: install Backline into the environment of that checkout")
     http_port, grpc_port, metrics_port = free_ports(3)
-    command = [str(executable), "serve", str(repository), "--http-port", str(http_port)]
+    command = [str(executable)]
+    if timer is not None:
+        command = [str(executable.with_name("python")), str(LOOP_TIMER), str(timer)]
+    command += ["serve", str(repository), "--http-port", str(http_port)]
     command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
     command += ["--state-dir", str(BENCH / f"rows-state-{name}-{scheme}")]
     if scheme == "https":
         command += ["--ssl-certificate", str(CERTIFICATE), "--ssl-key", str(KEY)]
     process = ServerProcess(f"rows-{name}-{scheme}", command)
-    side = Side(name, root, scheme, http_port, grpc_port, process)
+    side = Side(name, root, scheme, http_port, grpc_port, metrics_port, process)
     if wait:
         process.wait_until(side.ready)
     return side
@@ -238,6 +259,41 @@ def grpc_stream(side: Side, seconds: float) -> Values:
     return {"p50": statistics.median(times), "p99": float(np.percentile(times, 99))}
 
 
+def scraped(side: Side, seconds: float) -> Values:
+    """Returns how long scrapes of /metrics, one per second, occupy the event loop of a server of MANY. The
+    server is a new one, because its first scrape counts, too.
+    """
+    file = BENCH / f"rows-timer-{side.name}.npy"
+    file.unlink(missing_ok=True)
+    started = start(f"start-{side.name}", side.root, MANY, wait=False, timer=file)
+    page = urllib.request.Request(
+        f"http://127.0.0.1:{started.metrics_port}/metrics", headers={"accept-encoding": "gzip"}
+    )
+    try:
+        started.process.wait_until(started.ready, 120)
+        time.sleep(IDLE_SECONDS)
+        idle = time.monotonic()
+        time.sleep(SCRAPES)
+        began = time.monotonic()
+        for number in range(SCRAPES):
+            time.sleep(max(0.0, began + number - time.monotonic()))
+            with urllib.request.urlopen(page) as answer:
+                size = len(answer.read())
+        ended = time.monotonic()
+    finally:
+        started.process.end()
+    when, late, cpu = np.load(file).T * 1000
+    quiet, busy = (
+        (when > since * 1000) & (when < until * 1000) for since, until in ((idle, began), (began, ended))
+    )
+    return {
+        "mb": size / 1e6,
+        "stall": float(np.minimum(late, cpu)[busy].max()),
+        "late": float(late[busy].max()),
+        "idle_late": float(late[quiet].max()),
+    }
+
+
 def startup(repository: Path) -> Callable[[Side, float], Values]:
     """Returns a function that measures a start: the seconds until the server is ready, their CPU time, and
     the resident memory after IDLE_SECONDS without requests.
@@ -284,6 +340,7 @@ ROWS = (
     *(Row(f"ensemble c={count}", loaded(*CHAIN, count, "http")) for count in (16, 64)),
     Row("start, one model", startup(BENCH / "rows-one"), starts=True),
     Row(f"start, {MANY_MODELS:,} models", startup(MANY), starts=True),
+    Row(f"/metrics, {MANY_MODELS:,} models", scraped, starts=True),
 )
 
 
