@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,3 +102,40 @@ def test_part_of_a_request_ends_the_rest_of_an_idle_connection(start: Callable[.
         client.sendall(b"GET /slow HTTP/1.1\r\nHo")
 
         server.until(lambda: connection.rests_until == 0)
+
+
+def test_sweeps_skip_resting_connections_until_one_is_due(start: Callable[..., WireServer]) -> None:
+    server = start(idle_timeout=1.6, header_timeout=1.6)
+    wire = server.wire
+    with server.connect() as client:
+        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        read_answer(client)
+        (connection,) = wire.connections
+        server.until(lambda: wire.next_check > 0 and wire.next_check == connection.rests_until)
+
+        assert client.recv(1) == b"", "an idle connection is closed although sweeps skip it"
+
+
+def test_a_request_that_stalls_after_a_rest_is_refused(start: Callable[..., WireServer]) -> None:
+    server = start(idle_timeout=3600, header_timeout=0.4)
+    wire = server.wire
+    with server.connect() as client:
+        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        read_answer(client)
+        server.until(lambda: wire.next_check > monotonic() + 1)
+
+        client.sendall(b"GET /slow HTTP/1.1\r\nHo")
+
+        assert client.recv(12) == b"HTTP/1.1 408"
+
+
+def test_a_new_connection_is_checked_while_others_rest(start: Callable[..., WireServer]) -> None:
+    server = start(idle_timeout=3600, header_timeout=0.4)
+    wire = server.wire
+    with server.connect() as client, server.connect() as silent:
+        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        read_answer(client)
+        assert silent.recv(1) == b""
+        server.until(lambda: wire.next_check > monotonic() + 1)
+        with server.connect() as late:
+            assert late.recv(1) == b""

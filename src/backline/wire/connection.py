@@ -44,6 +44,7 @@ class Wire:
         "inflation",
         "limits",
         "loop",
+        "next_check",
         "peers",
         "poll",
         "read_buffer",
@@ -73,6 +74,8 @@ class Wire:
         self.loop = loop
         #: Open connections of all listeners and protocols.
         self.connections: set[Connection] = set()
+        #: The time (time.monotonic()) before which no connection needs `sweep`.
+        self.next_check = 0.0
         #: The number of requests and unary calls being received or not yet answered.
         self.requests = 0
         #: The number of open streaming calls and WebSockets.
@@ -148,7 +151,8 @@ class Connection(asyncio.Protocol):
     max_requests: int
     #: True for the last connections that the limits allow: they accept only vital requests.
     reserved = False
-    #: The time (time.monotonic()) before which `sweep` need not be called.
+    #: The time (time.monotonic()) before which `sweep` need not be called. Setting an earlier time requires
+    #: setting `Wire.next_check`, too.
     rests_until = 0.0
 
     def reserve(self) -> None:

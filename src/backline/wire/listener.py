@@ -11,6 +11,7 @@ import socket
 import stat
 from collections import Counter, deque
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import cast
@@ -191,24 +192,35 @@ class Listeners:
         """Starts checking all connections whose next check is due. Called once per interval."""
         refresh_date()
         now = monotonic()
-        self._walk = iter([one for one in self._wire.connections if one.rests_until <= now])
+        wire = self._wire
+        due = []
+        # With 10,000 idle connections, looking at each of them every second would take 0.4 % of a core.
+        if wire.next_check <= now:
+            nearest = inf
+            for connection in wire.connections:
+                if connection.rests_until <= now:
+                    due.append(connection)
+                elif connection.rests_until < nearest:
+                    nearest = connection.rests_until
+            wire.next_check = nearest
+        self._walk = iter(due)
         self._sweep_some()
 
     def _sweep_some(self) -> None:
-        connections = self._wire.connections
-        loop = self._wire.loop
+        wire = self._wire
         now = monotonic()
         for count, connection in enumerate(self._walk, 1):
-            if connection in connections:
+            if connection in wire.connections:
                 try:
                     connection.sweep(now)
                 except Exception:
                     logger.exception("closed a connection: checking its time limits failed")
                     connection.abort()
+                wire.next_check = min(wire.next_check, connection.rests_until)
             if count == SWEEP_SLICE:
-                self._timer = loop.call_soon(self._sweep_some)
+                self._timer = wire.loop.call_soon(self._sweep_some)
                 return
-        self._timer = loop.call_later(self._interval, self._sweep)
+        self._timer = wire.loop.call_later(self._interval, self._sweep)
 
 
 def _bind_tcp(

@@ -61,6 +61,7 @@ class Sniffer(Connection):
         self._transport = transport
         self._peer = self._wire.peers.join(transport)
         self._wire.connections.add(self)
+        self._wire.next_check = 0.0
 
     def data_received(self, data: bytes) -> None:
         if self._transport is None:

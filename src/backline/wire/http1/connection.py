@@ -98,6 +98,7 @@ class Http1Connection(Connection):
         self.peer = self.pipeline.peer = self.wire.peers.join(transport)
         self.receiver.enter(self.ingress)
         self.wire.connections.add(self)
+        self.wire.next_check = 0.0
         transport.set_write_buffer_limits(high=self.wire.limits.max_unsent_bytes)
         if self.wire.draining or self.reserved:
             self.drain()
@@ -183,6 +184,7 @@ class Http1Connection(Connection):
             head = receiver.feed(data)
             if receiver.target:  # the request is incomplete, so its time limits are checked from now on
                 self.rests_until = 0.0
+                wire.next_check = 0.0
             if self.held is not None:  # the receiver gave bytes back; mypy assumes that it cannot
                 self._feed_held()  # type: ignore[unreachable]
             elif begins and head is not None and not receiver.target and self._in_vain < IN_VAIN:

@@ -80,6 +80,7 @@ class Http2Connection(Connection):
         self.admission = Admission(self.wire, self.streams.open, self.output)
         self.reader = FrameReader(self, self.wire, transport, self.output, self.streams, self._blocks)
         self.wire.connections.add(self)
+        self.wire.next_check = 0.0
         self.peer = self.wire.peers.join(transport)
         self.output.write(frames.server_preface(limits))
         self.expect_acknowledgement()
