@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
+from socket import socket
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,11 @@ class Watched:
 
     def close(self) -> None:
         self.ended = True
+
+
+def call(client: socket) -> None:
+    client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+    read_answer(client)
 
 
 def checks_of(connection: Any, seconds: int) -> list[int]:
@@ -94,8 +100,7 @@ def test_a_request_that_begins_during_a_rest_has_its_time_limit_from_the_next_ch
 def test_part_of_a_request_ends_the_rest_of_an_idle_connection(start: Callable[..., WireServer]) -> None:
     server = start()
     with server.connect() as client:
-        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-        read_answer(client)
+        call(client)
         (connection,) = server.wire.connections
         connection.rests_until = inf
 
@@ -108,8 +113,7 @@ def test_sweeps_skip_resting_connections_until_one_is_due(start: Callable[..., W
     server = start(idle_timeout=1.6, header_timeout=1.6)
     wire = server.wire
     with server.connect() as client:
-        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-        read_answer(client)
+        call(client)
         (connection,) = wire.connections
         server.until(lambda: wire.next_check > 0 and wire.next_check == connection.rests_until)
 
@@ -120,8 +124,7 @@ def test_a_request_that_stalls_after_a_rest_is_refused(start: Callable[..., Wire
     server = start(idle_timeout=3600, header_timeout=0.4)
     wire = server.wire
     with server.connect() as client:
-        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-        read_answer(client)
+        call(client)
         server.until(lambda: wire.next_check > monotonic() + 1)
 
         client.sendall(b"GET /slow HTTP/1.1\r\nHo")
@@ -133,8 +136,7 @@ def test_a_new_connection_is_checked_while_others_rest(start: Callable[..., Wire
     server = start(idle_timeout=3600, header_timeout=0.4)
     wire = server.wire
     with server.connect() as client, server.connect() as silent:
-        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-        read_answer(client)
+        call(client)
         assert silent.recv(1) == b""
         server.until(lambda: wire.next_check > monotonic() + 1)
         with server.connect() as late:

@@ -17,8 +17,9 @@ PROC = Path("/proc")
 
 
 class Readings(NamedTuple):
-    """What the system reports: memory in bytes, and `started` in seconds since 1970. `busy` and `total` are
-    seconds of all cores since the machine was started; only `total` includes the idle time.
+    """What the system reports: memory in bytes, `started` in seconds since 1970, the number of open `files`.
+    `busy` and `total` are seconds of all cores since the machine was started; only `total` includes the idle
+    time.
     """
 
     busy: float
@@ -28,6 +29,7 @@ class Readings(NamedTuple):
     virtual: int
     resident: int
     started: float
+    files: int
 
 
 def read_system(proc: Path = PROC) -> Readings:
@@ -39,13 +41,14 @@ def read_system(proc: Path = PROC) -> Readings:
         memory = (proc / "meminfo").read_text()
         sizes = (proc / "self/statm").read_text().split()
         own = (proc / "self/stat").read_text()
+        files = len(os.listdir(proc / "self/fd"))
     except OSError:
         return _read_psutil()
     ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     # The times of guests are part of the first two times (proc_stat(5)).
     times = [int(time) / ticks for time in stat.split("\n", 1)[0].split()[1:9]]
     booted = next(int(line.split()[1]) for line in stat.splitlines() if line.startswith("btime"))
-    kilobytes = {name: int(rest.split()[0]) for name, rest in _named(memory)}
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in memory.splitlines()}
     return Readings(
         busy=sum(times) - times[3] - times[4],
         total=sum(times),
@@ -55,11 +58,8 @@ def read_system(proc: Path = PROC) -> Readings:
         resident=int(sizes[1]) * page,
         # The name of the program, in parentheses, may contain spaces.
         started=booted + int(own.rpartition(")")[2].split()[19]) / ticks,
+        files=files,
     )
-
-
-def _named(text: str) -> list[tuple[str, str]]:
-    return [(name, rest) for name, _, rest in (line.partition(":") for line in text.splitlines())]
 
 
 def _read_psutil() -> Readings:
@@ -75,6 +75,7 @@ def _read_psutil() -> Readings:
         virtual=own.vms,
         resident=own.rss,
         started=process.create_time(),
+        files=process.num_fds(),
     )
 
 
@@ -114,7 +115,7 @@ class ProcessMetrics:
             ("process_resident_memory_bytes", "Resident memory of the process", now.resident),
             ("process_start_time_seconds", "Start of the process, in seconds since 1970", now.started),
             ("process_cpu_seconds_total", "CPU time of the process", time.process_time()),
-            ("process_open_fds", "Open file descriptors", len(os.listdir("/dev/fd"))),
+            ("process_open_fds", "Open file descriptors", now.files),
             ("process_max_fds", "Limit on open files", inf if limit == resource.RLIM_INFINITY else limit),
         )
         lines = [f"{_comment(name, text)}{name} {number(value)}\n" for name, text, value in metrics]
