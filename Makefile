@@ -12,8 +12,8 @@ JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve music-service test test-containers test-ray lint lock audit site screenshots \
-  protos bench attack fuzz fuzz-models openapi clean
+.PHONY: help install demo serve music-service test test-pythons test-containers test-ray lint lock audit site \
+  screenshots protos bench attack fuzz fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,12 +65,33 @@ test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all
 	  || { [ $$? = 1 ] && echo "The tests that failed run once more, on their own:" \
 	  && $(BIN)/python -m pytest --maxfail 1 --last-failed --last-failed-no-failures none; }
 
+# The tests whose result may depend on the version of Python, or on the newest libraries that it has.
+PYTHONS ?= 3.11 3.12 3.13 3.14
+ACROSS := tests/model tests/workers tests/engine tests/system
+
+test-pythons: $(STAMP)-test  ## run the tests that may depend on versions on every other Python of this machine
+	@own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	for version in $(PYTHONS); do \
+	  [ $$version = $$own ] && continue; \
+	  python=$$($(BIN)/uv python find --no-python-downloads --no-project $$version 2>/dev/null) \
+	    || { echo "Python $$version is not on this machine"; continue; }; \
+	  echo "Tests on Python $$version:"; \
+	  venv=build/python$$version; \
+	  $(BIN)/uv venv --quiet --clear --python $$python $$venv || exit 1; \
+	  $(BIN)/uv pip install --quiet --python $$venv --editable '.[onnx,grpc,plot,watch,cloud,redis,envs]' \
+	    --group test --group backends || exit 1; \
+	  run="$$venv/bin/python -m pytest --override-ini cache_dir=$$venv/.pytest_cache"; \
+	  $$run $(ACROSS) --numprocesses $(JOBS) --dist loadfile || { [ $$? = 1 ] \
+	    && echo "The tests that failed run once more, on their own:" \
+	    && $$run $(ACROSS) --maxfail 1 --last-failed --last-failed-no-failures none; } || exit 1; \
+	done
+
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
-	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
+	TESTS_CONTAINERS=1 TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
 
 test-ray: $(STAMP)-test  ## install Ray and test a deployment on a cluster of three nodes on this machine
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[ray]' 'ray[serve]'
-	BACKLINE_TESTS_RAY=1 $(BIN)/python -m pytest -rP tests/fleet/test_ray_actors.py tests/fleet/test_ray_deployment.py
+	TESTS_RAY=1 $(BIN)/python -m pytest -rP tests/fleet/test_ray_actors.py tests/fleet/test_ray_deployment.py
 
 lint: $(STAMP)-test  ## check format, lint, types and layers
 	$(BIN)/ruff format --check .

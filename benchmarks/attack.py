@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 from attacks.arena import MEMORY, Result, fight
-from attacks.bytes_on_the_wire import ANY
+from attacks.bytes_on_the_wire import ANY, HOLDER_KEY
 from attacks.target import Target
 from attacks.valid_load import valid_growth, valid_p99
 from attacks.weapons import WEAPONS
@@ -64,12 +64,23 @@ class Arms:
     def server(self) -> Iterator[Target]:
         """Runs a new server with the models during the block."""
         port, *others = free_ports(3)
-        command = serve_command(self.folder / "models", port, *others)
+        state = self.folder / f"state-{port}"
+        write_audit_log(state)
+        command = [
+            *serve_command(self.folder / "models", port, *others),
+            *("--state-dir", str(state), "--model-control-mode", "explicit", "--load-model", "*"),
+        ]
         key = ""
         if self.keys:
             key = generate_key()
             auth = self.folder / "auth.toml"
-            auth.write_text(f'[[keys]]\nname = "honest"\nsha256 = "{hash_key(key)}"\nscopes = ["infer"]\n')
+            holders = (("honest", key, ["infer"]), ("attacker", HOLDER_KEY, ["read", "manage"]))
+            auth.write_text(
+                "".join(
+                    f'[[keys]]\nname = "{name}"\nsha256 = "{hash_key(text)}"\nscopes = {scopes}\n'
+                    for name, text, scopes in holders
+                )
+            )
             command += ["--auth", str(auth)]
         certificate = None
         if self.tls:
@@ -85,6 +96,14 @@ class Arms:
             yield target
         finally:
             server.end()
+
+
+def write_audit_log(state: Path) -> None:
+    """Writes an audit log that is almost full, for attackers that read it."""
+    state.mkdir(mode=0o700)
+    line = {"outcome": "failed", "route": "POST /v2/models/m/promote", "identity": "a", "detail": "x" * 160}
+    lines = (json.dumps({"time": 1.7e9 + number, **line}) for number in range(13_000))
+    (state / "audit.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def allow_many_files() -> None:
@@ -147,7 +166,9 @@ def record(result: Result) -> dict[str, Any]:
 )
 @click.option("--pid", type=int, help="Process id of the server on --port.")
 @click.option(
-    "--keys", is_flag=True, help="The server knows keys: honest clients send one, attackers do not."
+    "--keys",
+    is_flag=True,
+    help="The server knows keys. Honest clients have one, and the attackers of the audit log.",
 )
 @click.option("--tls", is_flag=True, help="The server speaks TLS.")
 @click.option("--tries", default=1, show_default=True, help="How often an attack that misses is repeated.")
@@ -210,21 +231,22 @@ def run(
 ) -> list[Result]:
     """Runs the attacks one after another and prints each result as a row."""
     click.echo("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
-    controls: dict[int, float] = {}
+    controls: dict[tuple[int, bool], float] = {}
     growths: dict[str, float] = {}
     results: list[Result] = []
 
     def one(target: Target, name: str, *, last: bool = True) -> bool:
         """Runs one attack. Returns False if it misses a limit and is not the last try."""
         weapon = WEAPONS[name]
-        if weapon.connections not in controls:
-            controls[weapon.connections] = valid_p99(target, weapon.connections, min(duration, 2.0))
+        control = weapon.connections, weapon.image
+        if control not in controls:
+            controls[control] = valid_p99(target, weapon.connections, min(duration, 2.0), image=weapon.image)
         result = fight(target, name, weapon, duration)
-        result.valid_p99 = controls[weapon.connections]
+        result.valid_p99 = controls[control]
         result.valid_growth = growths.get(weapon.compared, 0.0)
         result.judge(slack)
         if result.misses and not last:
-            del controls[weapon.connections]
+            del controls[control]
             return False
         results.append(result)
         click.echo("| " + " | ".join(row(result)) + " |")

@@ -77,7 +77,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if (
         report.skipped
         and "not installed" in str(report.longrepr)
-        and os.environ.get("BACKLINE_TESTS_REQUIRE_TOOLS")
+        and os.environ.get("TESTS_REQUIRE_TOOLS")
     ):
         report.outcome = "failed"
     return report

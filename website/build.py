@@ -59,6 +59,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Operations": (
         "docs/operations.md",
+        "docs/upgrading.md",
         "docs/doctor.md",
         "docs/security.md",
         "docs/tracing.md",
@@ -73,7 +74,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),
-    "Inside": ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    "Inside": ("ARCHITECTURE.md", "CONTRIBUTING.md", "RELEASING.md", "CHANGELOG.md"),
 }
 #: Files that pages link to and that are not pages.
 FILES = ("LICENSE", "docs/images", "docs/benchmarks")

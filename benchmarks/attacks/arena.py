@@ -145,10 +145,10 @@ class Sampler:
 
 
 @contextmanager
-def honest_client(target: Target) -> Iterator[Connection]:
+def honest_client(target: Target, *, image: bool = False) -> Iterator[Connection]:
     """Runs an honest client in another process during the block. `collect` returns its calls."""
     try:
-        process, ours = in_process(honest.run, target)
+        process, ours = in_process(honest.run, target, image)
     except EOFError:
         raise RuntimeError(
             f"an honest client got no answer for {honest.PATIENCE:.0f} s before the attack"
@@ -190,7 +190,7 @@ def in_process(function: Callable[..., None], *arguments: object) -> tuple[BaseP
 def fight(target: Target, name: str, weapon: Weapon, duration: float) -> Result:
     process, attacker = in_process(_attack, target, weapon, duration)
     sampler = Sampler(target.pid)
-    with honest_client(target) as client:
+    with honest_client(target, image=weapon.image) as client:
         sleep(QUIET / 2)
         sampler.start()
         begin = monotonic()

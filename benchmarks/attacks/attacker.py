@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import cycle
 from time import monotonic
 
 from attacks.target import Target
@@ -57,10 +58,17 @@ class Shooter:
     __slots__ = ("at", "blob", "closed", "events", "first", "head", "opening", "socket", "tail", "waits")
 
     def __init__(
-        self, target: Target, tls: ssl.SSLContext | None, weapon: Weapon, ammunition: Ammunition
+        self,
+        target: Target,
+        tls: ssl.SSLContext | None,
+        weapon: Weapon,
+        ammunition: Ammunition,
+        source: str,
     ) -> None:
         plain = socket.socket()
         plain.setblocking(False)
+        if source:
+            plain.bind((source, 0))
         if weapon.receive_buffer is not None:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, weapon.receive_buffer)
         if tls is None:
@@ -95,6 +103,7 @@ class Attacker:
         self.spoils = Spoils()
         self._selector = selectors.DefaultSelector()
         self._shooters: set[Shooter] = set()
+        self._sources = cycle(weapon.sources or ("",))
 
     def run(self, duration: float) -> Spoils:
         weapon = self.weapon
@@ -121,7 +130,7 @@ class Attacker:
 
     def _open(self) -> None:
         try:
-            shooter = Shooter(self._target, self._tls, self.weapon, self.ammunition)
+            shooter = Shooter(self._target, self._tls, self.weapon, self.ammunition, next(self._sources))
         except OSError as error:
             self.spoils.got[errno.errorcode.get(error.errno or 0, "error")] += 1
             return

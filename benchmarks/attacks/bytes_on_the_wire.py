@@ -25,6 +25,10 @@ ANY_PATH = f"/v2/models/{ANY}/infer"
 LARGE_TENSOR = 60 * MIB
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
+#: A key that some attackers hold, with the scopes `read` and `manage`, and the header field with it.
+HOLDER_KEY = "bk_holder_of_a_key_with_few_scopes"
+HOLDER_FIELD = f"Authorization: Bearer {HOLDER_KEY}"
+
 
 def frame(type: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", type, flags, stream) + payload
@@ -52,6 +56,12 @@ def fields(method: str, path: str, *extra: tuple[str, str]) -> list[tuple[str, s
 
 
 GRPC_FIELDS = fields("POST", MODEL_INFER, ("content-type", "application/grpc"), ("te", "trailers"))
+LIVE_FIELDS = fields(
+    "POST",
+    "/inference.GRPCInferenceService/ServerLive",
+    ("content-type", "application/grpc"),
+    ("te", "trailers"),
+)
 
 
 def headers(encoder: hpack.Encoder, stream: int, what: Sequence[tuple[str, str]], *, end: bool) -> bytes:
@@ -125,6 +135,12 @@ def large_request(*extra: str) -> bytes:
     count = LARGE_TENSOR // 2
     tensor = b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,%d],"data":[%b0]}]}'
     return post(ANY_PATH, tensor % (count, b"0," * (count - 1)), *extra)
+
+
+def image_request(*extra: str) -> bytes:
+    """Returns an inference request over HTTP with an image of 301 KB in JSON; so is the response."""
+    tensor = b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,3,224,224],"data":[%b0]}]}'
+    return post("/v2/models/ident/infer", tensor % (b"0," * (3 * 224 * 224 - 1)), *extra)
 
 
 def large_message() -> bytes:

@@ -1,4 +1,6 @@
-"""An honest client in another process: one inference over HTTP and one over gRPC every 50 ms."""
+"""An honest client in another process: one inference over HTTP and one over gRPC every 50 ms, and if asked,
+one of an image in JSON.
+"""
 
 from __future__ import annotations
 
@@ -112,11 +114,13 @@ def _first_call(caller: HttpCaller | GrpcCaller) -> None:
             return
 
 
-def run(target: Target, control: Connection) -> None:
+def run(target: Target, image: bool, control: Connection) -> None:
     """Reports on `control` that it is ready, calls the server until a message arrives on `control`, and then
     sends all calls there.
     """
-    callers = (HttpCaller(target), GrpcCaller(target))
+    callers = [HttpCaller(target), GrpcCaller(target)]
+    if image:
+        callers.append(HttpCaller(target, wire.image_request(*target.key_field)))
     for caller in callers:
         _first_call(caller)
     control.send("ready")

@@ -41,11 +41,11 @@ def _take_turns(target: Target, connections: int, duration: float, control: Conn
     control.send(answered)
 
 
-def valid_p99(target: Target, connections: int, duration: float) -> float:
+def valid_p99(target: Target, connections: int, duration: float, *, image: bool = False) -> float:
     """Returns the honest client's p99 in milliseconds while others send valid requests on `connections`."""
     count = min(connections, CONNECTIONS)
     process, load = in_process(_take_turns, target, count, duration)
-    with honest_client(target) as client:
+    with honest_client(target, image=image) as client:
         begin = monotonic()
         load.send("go")
         load.recv()

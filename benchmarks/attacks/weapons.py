@@ -35,11 +35,16 @@ class Weapon:
     reconnects: bool = True
     #: Whether a connection that has sent everything closes without reading, instead of staying open.
     leaves: bool = False
+    #: The attacker's addresses, which take turns. They differ from the honest client's, because one address
+    #: may hold a part of each limit.
+    sources: tuple[str, ...] = ()
     #: SO_RCVBUF of the attacker.
     receive_buffer: int | None = None
     #: The protocol of the valid load with which an attack is compared whose model takes bodies of any size.
     #: Such an attack may take 64 MiB more memory than that load, others 64 MiB.
     compared: str = ""
+    #: Whether the honest client also sends an image as JSON, which is read and written off the event loop.
+    image: bool = False
 
 
 def repeated(piece: bytes, size: int = MIB // 4) -> bytes:
@@ -264,6 +269,11 @@ def large_request(path: str = wire.ADD1) -> Ammunition:
     return Ammunition(b"", wire.post(path, bytes(wire.LARGE_TENSOR)))
 
 
+def large_json() -> Ammunition:
+    """Sends valid requests of almost the permitted 64 MiB, all JSON, which take a second to decode."""
+    return Ammunition(b"", wire.large_request())
+
+
 def large_message(model: str = "add1") -> Ammunition:
     """Sends a gRPC message of almost the permitted 64 MiB that ignores all windows."""
     begun = headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False)
@@ -298,6 +308,51 @@ def connection_flood() -> Ammunition:
     return Ammunition(
         b"", b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", endless=False
     )
+
+
+def open_probes() -> Ammunition:
+    """Sends health probes over HTTP/2 that never end, with a byte of body now and then."""
+    encoder = hpack.Encoder()
+    streams = range(1, 241, 2)
+    what = wire.fields("GET", "/v2/health/live")
+    begun = b"".join(headers(encoder, n, what, end=False) for n in streams)
+    return Ammunition(greeting() + begun, b"".join(wire.data(n, b"x", end=False) for n in streams))
+
+
+def open_calls() -> Ammunition:
+    """Begins health checks over gRPC without sending their message."""
+    encoder = hpack.Encoder()
+    begun = b"".join(headers(encoder, n, wire.LIVE_FIELDS, end=False) for n in range(1, 241, 2))
+    return Ammunition(greeting() + begun)
+
+
+def unread_probes() -> Ammunition:
+    """Asks for the metrics, and never opens the windows for the responses."""
+    encoder = hpack.Encoder()
+    what = wire.fields("GET", "/metrics")
+    asked = b"".join(headers(encoder, n, what, end=True) for n in range(1, 241, 2))
+    return Ammunition(greeting((wire.INITIAL_WINDOW_SIZE, 0)) + asked)
+
+
+def event_streams(path: str) -> Ammunition:
+    """Opens event streams of the console, which last until the client disconnects."""
+    encoder = hpack.Encoder()
+    what = wire.fields("GET", path, ("accept", "text/event-stream"))
+    return Ammunition(greeting() + b"".join(headers(encoder, n, what, end=True) for n in range(1, 241, 2)))
+
+
+#: As many addresses as it takes to hold every limit if one address may hold a part of it.
+TWO = ("127.0.0.2", "127.0.0.3")
+
+
+def audit_log_read() -> Ammunition:
+    request = f"GET /v2/audit?limit=1000 HTTP/1.1\r\nHost: a\r\n{wire.HOLDER_FIELD}\r\n\r\n".encode()
+    return Ammunition(blob=repeated(request, 4096))
+
+
+def audit_log_flood() -> Ammunition:
+    request = wire.post("/v2/models/add1/promote", b'{"version": "none"}', wire.HOLDER_FIELD)
+    return Ammunition(blob=repeated(request, 4096))
 
 
 WEAPONS = {
@@ -346,9 +401,22 @@ WEAPONS = {
     "requests of any size, HTTP/1.1": Weapon(
         partial(large_request, wire.ANY_PATH), connections=4, compared="HTTP"
     ),
+    "JSON of any size, HTTP/1.1": Weapon(large_json, compared="HTTP", image=True),
     "messages of any size, gRPC": Weapon(partial(large_message, wire.ANY), connections=4, compared="gRPC"),
     "tiny chunks": Weapon(tiny_chunks),
     "pipelined requests": Weapon(pipelined),
     "pipelined inference": Weapon(pipelined_inference),
     "pipelined garbage": Weapon(pipelined_garbage),
+    "open health probes, HTTP/2": Weapon(open_probes, connections=72, trickle=1, sources=TWO),
+    "open health checks, gRPC": Weapon(open_calls, connections=72, sources=TWO),
+    "event streams of traces": Weapon(partial(event_streams, "/v2/traces"), connections=72, sources=TWO),
+    "event streams of the activity": Weapon(
+        partial(event_streams, "/v2/activity"), connections=72, sources=TWO
+    ),
+    "event streams of the log": Weapon(
+        partial(event_streams, "/v2/logging/lines"), connections=72, sources=TWO
+    ),
+    "unread metrics, HTTP/2": Weapon(unread_probes, connections=72, sources=TWO),
+    "reading the audit log": Weapon(audit_log_read, connections=24),
+    "filling the audit log": Weapon(audit_log_flood, connections=24),
 }

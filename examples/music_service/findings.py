@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
@@ -84,5 +83,5 @@ async def _ask(client: AsyncClient, model: str, recording: bytes, seconds: float
             if not left or monotonic() + pause > end:
                 raise
         else:
-            return json.loads(result["output"][0]), result.model_version
+            return result["output"][0], result.model_version
         await asyncio.sleep(pause)

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from backline.access.access import UNCONFIGURED, Access
 from backline.access.browsers import BrowserPolicy, is_loopback
@@ -63,8 +65,7 @@ START_SECONDS = 5.0
 FQDN_TIMEOUT = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class OpenPort:
+class OpenPort(Struct, frozen=True):
     """A TCP port to open: its label ("HTTP", "gRPC" or "metrics"), address and number (0: any free port)."""
 
     label: str
@@ -79,8 +80,7 @@ class OpenPort:
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
+class ServerOptions(Struct, frozen=True):
     """The options of a server: what to serve, where to listen, and what to allow.
 
     `repositories` are paths or URLs. A port of None is not opened; 0 means any free port. Every port speaks
@@ -356,10 +356,6 @@ class Server:
         await self._open(self._listeners)
         with collected_rarely(), switching_often_after(START_SECONDS):
             await self._embedded.start(on_event)
-        # This releases pages of shared libraries. A server with a memory budget skips it, because pages that
-        # are read again later would count as memory of a model.
-        if not options.lifecycle.limits_memory:
-            self._heap.started()
         # The ports have been open for a while, but scripts take these lines as a sign that the server is
         # ready.
         for port, number in self._opened:

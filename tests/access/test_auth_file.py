@@ -82,6 +82,30 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, told: str) -> None:
     assert "--auth" in refused.value.message
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "0", "-1", "1e400", "5e-324", "1" + 30 * "0"])
+@pytest.mark.parametrize("name", ["requests_per_second", "bytes_per_second", "burst", "max_in_flight"])
+def test_a_number_that_is_not_allowed_is_named(tmp_path: Path, name: str, value: str) -> None:
+    path = write(
+        tmp_path / "auth.toml",
+        VALID + f"[keys.quota]\nrequests_per_second = 1\n{name} = {value}\n"
+        if name != "requests_per_second"
+        else VALID + f"[keys.quota]\n{name} = {value}\n",
+    )
+    with pytest.raises(InvalidArgument) as refused:
+        make_policy(read_auth_file(path), {})
+    assert refused.value.message.startswith(f"--auth: '{path}' is not valid: ")
+    if name in ("requests_per_second", "bytes_per_second"):
+        assert f"the quota of key 'app' has {name} = " in refused.value.message
+        assert "expected a number from 1e-06 to 1e+12; for no limit, remove" in refused.value.message
+
+
+@pytest.mark.parametrize("value", ["1e-6", "1e12", "0.5"])
+def test_extreme_rates_work(tmp_path: Path, value: str) -> None:
+    text = VALID + f"[keys.quota]\nrequests_per_second = {value}\nbytes_per_second = {value}\n"
+    policy = make_policy(read_auth_file(write(tmp_path / "auth.toml", text)), {})
+    Access(policy).identify({b"x-api-key": KEY.encode()})
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="cannot be read: No such file"):
         read_auth_file(tmp_path / "auth.toml")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from backline.access.browsers import BrowserPolicy, parse_origin
 from backline.access.scope import Scope

@@ -218,3 +218,31 @@ def test_commands_that_edit_the_file_at_the_same_time_lose_no_change(file: Path)
     found = {entry.name: entry.sha256 for entry in read_auth_file(file).keys}
     assert found == {name: hash_key(key) for name, key in last.items()}
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_key_can_be_created_after_the_last_one_was_revoked(file: Path) -> None:
+    for _ in range(2):
+        assert keys(file, "create", "app").exit_code == 0
+        assert keys(file, "revoke", "app").exit_code == 0
+        assert not read_auth_file(file).keys
+    key = keys(file, "create", "app").stdout.strip()
+    assert make_policy(read_auth_file(file), {}).keys.keys() == {hash_key(key)}
+
+
+@pytest.mark.parametrize(
+    "written", ["keys = []\n", 'keys = [{name = "old", sha256 = "%s", scopes = ["infer"]}]\n']
+)
+def test_a_key_is_added_to_an_inline_list(file: Path, written: str) -> None:
+    file.write_text("# ours\n" + written.replace("%s", "0" * 64) + '\n[anonymous]\nscopes = ["read"]\n')
+    known = [entry.name for entry in read_auth_file(file).keys]
+    assert keys(file, "create", "app").exit_code == 0
+    assert [entry.name for entry in read_auth_file(file).keys] == [*known, "app"]
+    assert "# ours" in file.read_text()
+
+
+@pytest.mark.parametrize("rate", ["inf", "nan", "0", "-1", "1e400", "1e-300"])
+def test_a_rate_that_is_not_allowed_is_refused(file: Path, rate: str) -> None:
+    made = keys(file, "create", "app", "--rate", rate)
+    assert made.exit_code == 2
+    assert "is not a number from 1e-06 to 1000000000000.0" in made.stderr
+    assert not file.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +11,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeAlias
 
+import click
 import pytest
 
 import backline as package
+from backline.cli.commands import BUILT_IN, CommandRecord
 
 Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
 
@@ -108,6 +112,55 @@ def test_debugging_shows_the_traceback(backline: Run) -> None:
     assert "Traceback" in done.stderr
 
 
+def test_help_lists_every_command_in_a_group(backline: Run) -> None:
+    shown = backline("--help").stdout
+
+    for record in BUILT_IN:
+        _, _, rest = shown.partition(f"\n{record.group}:\n")
+        (line,) = re.findall(rf"^  {record.name} +(.+)$", rest.partition("\n\n")[0], re.MULTILINE)
+        assert record.summary.startswith(line)
+    assert len({record.name for record in BUILT_IN}) == len(BUILT_IN)
+
+
+@pytest.mark.parametrize("record", BUILT_IN, ids=lambda record: record.name)
+def test_every_record_leads_to_its_command(record: CommandRecord) -> None:
+    assert isinstance(record.load(), click.Command)
+
+
+#: The variables by which bash asks for the commands that begin with "mod".
+COMPLETION = {"_BACKLINE_COMPLETE": "bash_complete", "COMP_WORDS": "backline mod", "COMP_CWORD": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        (["--help"], {}, "  models "),
+        (
+            [],
+            {"_BACKLINE_COMPLETE": "bash_complete", "COMP_WORDS": "backline mod", "COMP_CWORD": "1"},
+            "models",
+        ),
+    ],
+    ids=["help", "completion"],
+)
+def test_listing_commands_imports_none_of_them(
+    arguments: list[str], variables: dict[str, str], expected: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "backline", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **variables},
+    )
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+
+    assert expected in done.stdout
+    assert "backline.cli.commands" in imported
+    assert imported.isdisjoint(record.target.partition(":")[0] for record in BUILT_IN)
+
+
 def test_serving_imports_little() -> None:
     """Nearly all of the time of a start is spent on imports, about 0.25 ms for each module."""
     program = """
@@ -135,8 +188,7 @@ print(*sys.modules)
         backline.client backline.dialects.console backline.dialects.open_inference.grpc.service
         backline.fleet.lane backline.ray backline.wire.http2.connection backline.wire.websocket.connection
         backline.workers.child backline.workers.process google.protobuf grpc matplotlib multiprocessing
-        numpy._typing numpy.ma numpy.random onnxruntime prometheus_client psutil rich tempfile
-        typing_extensions
+        numpy.ma numpy.random onnxruntime prometheus_client psutil rich tempfile
     """
 
     assert set(needless.split()).isdisjoint(names.split())

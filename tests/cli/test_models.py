@@ -14,6 +14,7 @@ import pytest
 from backline.client import Client, connect
 from backline.client.records import ModelIndex
 from support import models
+from support.repositories import put
 from support.server import ServerProcess, serve
 
 Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
@@ -211,6 +212,22 @@ def test_refresh_finds_a_new_model(run: Run, make_model: MakeModel) -> None:
     name = make_model()
     assert f"\n{name} " in run("refresh").stdout
     assert name in {entry["name"] for entry in json.loads(run("refresh", "--json").stdout)}
+
+
+def test_refresh_fails_if_a_model_that_it_loads_fails(backline: Run, tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    options = ("--model-control-mode", "poll", "--repository-poll-secs", "3600")
+    with serve(tmp_path / "models", tmp_path / "log", *options) as server:
+        assert backline("models", "refresh", "--url", server.url).returncode == 0
+        put(tmp_path / "models" / "damaged" / "1" / "model.onnx", "not a model")
+        done = backline("models", "refresh", "--url", server.url)
+        listed = backline("models", "refresh", "--json", "--url", server.url)
+
+    assert done.returncode == 1
+    assert "failed to load 'damaged' version 1 (" in done.stderr
+    assert "add1" in done.stdout
+    assert listed.returncode == 1
+    assert {entry["name"] for entry in json.loads(listed.stdout)} == {"add1", "damaged"}
 
 
 def test_show_lists_states_and_labels_of_versions(run: Run, known: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -215,9 +214,7 @@ def test_every_option_has_a_case() -> None:
 
 def test_every_field_is_set_by_options_or_is_for_programs() -> None:
     filled = {param.name for param in command.params}
-    left = {
-        field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)
-    } - filled
+    left = {name for kind in (ServerOptions, LifecycleOptions) for name in kind.__struct_fields__} - filled
     assert left == {
         "lifecycle",
         "limits",

@@ -136,7 +136,6 @@ WRONG_INPUTS = {
     "data a string": one(data="zeros"),
     "data an object": one(data={"0": 0.0}),
     "data of strings": one(data=["0"] * 16),
-    "data of nulls": one(data=[None] * 16),
     "data of booleans": one(data=[True] * 16),
     "data of objects": one(data=[{}] * 16),
     "data too few": one(data=[0.0] * 15),
@@ -165,6 +164,8 @@ MAY_BE_TAKEN = {
     # Triton counts the numbers and ignores the nesting.
     "data ragged": one(shape=[2, 16], data=[[0.0] * 15, [0.0] * 17]),
     "a number too large for a float": one(data=[1]).replace(b"[1]", b"[1e400" + b",0" * 15 + b"]"),
+    # A missing value is NaN.
+    "data of nulls": one(data=[None] * 16),
     "a number of 5000 digits": one(data=[1]).replace(b"[1]", b"[" + b"9" * 5000 + b",0" * 15 + b"]"),
     "an unknown key": body(nonsense=1),
     "an unknown key of an input": one(nonsense=1),

@@ -51,7 +51,7 @@ class Podman:
 @pytest.fixture(scope="session")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
     """Skips the test unless containers are asked for: `make test-containers` needs podman and the network."""
-    if not os.environ.get("BACKLINE_TESTS_CONTAINERS"):
+    if not os.environ.get("TESTS_CONTAINERS"):
         pytest.skip("containers are tested by make test-containers")
     tool("podman")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

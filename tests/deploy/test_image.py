@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import backline
 from backline.cli import image as image_command
 from deploy.conftest import Podman
 from docs.pages import code, table
 from support import models
 from support.repositories import put
+from support.server import serve
 
 PAGE = "docs/deploy/container.md"
 #: The most bytes of an image with ONNX Runtime.
@@ -128,6 +130,27 @@ def test_an_image_has_the_extras_of_its_models(tmp_path: Path) -> None:
 
     assert "ARG BACKLINE=backline[lightgbm,onnx,redis]==" in text
     assert not any((tmp_path / "image" / "models").iterdir())
+
+
+def test_from_a_clone_the_image_has_the_wheel_of_the_clone(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+
+    _written(tmp_path / "models", tmp_path / "image")
+
+    (wheel,) = (tmp_path / "image" / "wheels").iterdir()
+    assert wheel.name.startswith(f"backline-{backline.__version__}-")
+
+
+def test_a_server_without_writable_folders_logs_no_warning(tmp_path: Path) -> None:
+    """As in a container with a read-only root and without volumes. Not even root may write below /proc."""
+    models.add1(tmp_path / "models")
+    folders = {"BACKLINE_STATE_DIR": "/proc/state", "BACKLINE_CACHE_DIR": "/proc/cache", "HOME": "/proc/home"}
+    with serve(tmp_path / "models", tmp_path / "log", environment=folders) as server:
+        server.wait_started()
+        server.stop()
+
+    assert "WARNING" not in server.output
+    assert "ERROR" not in server.output
 
 
 def test_a_python_model_brings_its_requirements_but_not_its_weights(tmp_path: Path) -> None:

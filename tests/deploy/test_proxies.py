@@ -6,8 +6,11 @@ import contextlib
 import re
 import socket
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 
 from backline.client import Client, Model, connect
-from backline.client.errors import ConnectionFailed, NotFound
+from backline.client.errors import BacklineError, ConnectionFailed, NotFound
 from docs.pages import ROOT
 from support import models
 from support.repositories import put
@@ -27,6 +30,13 @@ CONFIGURATIONS = {
     "haproxy": "haproxy.cfg",
     "caddy": "Caddyfile",
     "envoy": "envoy.yaml",
+}
+#: What to replace in each configuration so that it names two servers.
+SECOND_SERVER = {
+    "nginx": (r"( +server 127\.0\.0\.1:80)0(.*)", r"\g<0>\n\g<1>1\2"),
+    "haproxy": (r"( +server )a( 127\.0\.0\.1:80)0(.*)", r"\g<0>\n\1b\g<2>1\3"),
+    "caddy": (r"(reverse_proxy )(.*:80)0(\d)", r"\g<0> \g<2>1\3"),
+    "envoy": (r"( +- endpoint: .*port_value: 80)0(.*)", r"\g<0>\n\g<1>1\2"),
 }
 REPEAT = """backend: "repeat" model_transaction_policy { decoupled: true }
 input [
@@ -70,6 +80,14 @@ def proxy(
     text = (ROOT / "deploy" / "proxies" / CONFIGURATIONS[name]).read_text()
     with _proxy(name, text, tmp_path_factory.mktemp(name), server) as running:
         yield running
+
+
+def _with_a_second_server(name: str) -> str:
+    """The configuration of a proxy, with a second server on the ports 8010 and 8011."""
+    text = (ROOT / "deploy" / "proxies" / CONFIGURATIONS[name]).read_text()
+    text, lines = re.subn(*SECOND_SERVER[name], text)
+    assert lines == 2
+    return text
 
 
 @contextlib.contextmanager
@@ -154,21 +172,12 @@ def test_each_response_of_a_stream_arrives_at_once(proxy: Proxy, protocol: str) 
     assert took < 3
 
 
-@pytest.mark.parametrize(
-    ("name", "server_line", "added"),
-    [
-        ("haproxy", r"( +server )a( 127\.0\.0\.1:80)0(.*)", r"\g<0>\n\1b\g<2>1\3"),
-        ("caddy", r"(reverse_proxy )(.*:80)0(\d)", r"\g<0> \g<2>1\3"),
-        ("envoy", r"( +- endpoint: .*port_value: 80)0(.*)", r"\g<0>\n\g<1>1\2"),
-    ],
-)
+@pytest.mark.parametrize("name", ["haproxy", "caddy", "envoy"])
 def test_a_server_that_is_not_ready_gets_no_requests(
-    server: ServerProcess, tmp_path: Path, name: str, server_line: str, added: str
+    server: ServerProcess, tmp_path: Path, name: str
 ) -> None:
     tool(name)
-    text = (ROOT / "deploy" / "proxies" / CONFIGURATIONS[name]).read_text()
-    text, lines = re.subn(server_line, added, text)
-    assert lines == 2
+    text = _with_a_second_server(name)
     models.add1(tmp_path / "models")
     put(tmp_path / "models" / "broken" / "1" / "model.onnx", "not a model")
     with (
@@ -191,6 +200,106 @@ def test_a_server_that_is_not_ready_gets_no_requests(
                     if _successes(direct) == before:
                         break
                     assert time.monotonic() < end
+
+
+@pytest.mark.parametrize("name", list(CONFIGURATIONS))
+def test_models_that_refuse_requests_cost_other_models_none(tmp_path: Path, name: str) -> None:
+    tool(name)
+    opened = _troublesome_models(tmp_path / "models")
+    options = ("--max-peer-share", "1", "--no-strict-readiness", "--model-control-mode", "explicit")
+    options += tuple(f"--load-model={model}" for model in ("add1", "broken", "full"))
+    ones, stop = np.ones((1, 16), np.float32), threading.Event()
+    with contextlib.ExitStack() as stack:
+        logs = [tmp_path / "a.log", tmp_path / "b.log"]
+        servers = [stack.enter_context(serve(tmp_path / "models", log, *options)) for log in logs]
+        proxy = stack.enter_context(_proxy(name, _with_a_second_server(name), tmp_path, *servers))
+        threads = stack.enter_context(ThreadPoolExecutor(16))
+        stack.callback(stop.set)
+        stack.callback(opened.touch)
+        for one in servers:
+            threads.submit(_load, one.url, "loading")
+        wanted = [f"{protocol} {model}" for protocol in ("http", "grpc") for model in TROUBLESOME]
+        refusals: Counter[str] = Counter()
+        for protocol in ("http", "grpc"):
+            threads.submit(_ask, proxy.url(protocol), "broken", refusals, stop)
+            threads.submit(_ask, proxy.url(protocol), "loading", refusals, stop)
+            for _ in range(5):  # each server runs one and queues one
+                threads.submit(_ask, proxy.url(protocol), "full", refusals, stop)
+        failed: list[BacklineError] = []
+        answered, end = 0, time.monotonic() + 60
+        while answered < 400 or not all(refusals[each] >= 10 for each in wanted):
+            assert time.monotonic() < end, refusals
+            for protocol in ("http", "grpc"):
+                try:
+                    with connect(proxy.url(protocol), timeout=20) as client:
+                        client["add1"](ones)
+                        answered += 1
+                except BacklineError as error:
+                    failed.append(error)
+
+    assert failed == []
+
+
+#: Models that refuse requests: one failed to load, one is being loaded, and the queue of one is full.
+TROUBLESOME = ("broken", "loading", "full")
+
+
+def _troublesome_models(repository: Path) -> Path:
+    """Writes `add1` and the troublesome models; `loading` loads until the returned file exists."""
+    models.add1(repository)
+    put(repository / "broken" / "1" / "model.onnx", "not a model")
+    opened = repository.parent / "opened"
+    wait = "import time\nfrom pathlib import Path\n"
+    wait += f"while not Path({str(opened)!r}).exists():\n    time.sleep(0.05)\n"
+    put(
+        repository / "loading" / "1" / "model.py",
+        f"{wait}\n\ndef loading(x: float) -> float:\n    return x\n",
+    )
+    slow = "import time\n\n\ndef full(x: float) -> float:\n    time.sleep(0.3)\n    return x\n"
+    put(repository / "full" / "1" / "model.py", slow)
+    queue = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+    put(repository / "full" / "config.pbtxt", f"instance_group [{{ count: 1 }}] {queue}")
+    return opened
+
+
+def _load(url: str, model: str) -> None:
+    with contextlib.suppress(BacklineError), connect(url, timeout=120) as client:
+        client.load(model)
+
+
+def _ask(url: str, model: str, refusals: Counter[str], stop: threading.Event) -> None:
+    """Sends requests to a troublesome model until told to stop, and counts those that were refused."""
+    with connect(url, timeout=20) as client:
+        while not stop.is_set():
+            try:
+                client[model](x=np.zeros(1))
+            except BacklineError:
+                refusals[f"{url.partition(':')[0]} {model}"] += 1
+                stop.wait(0.05)
+
+
+@pytest.mark.parametrize("name", list(CONFIGURATIONS))
+def test_requests_go_to_another_server_if_one_cannot_be_reached(tmp_path: Path, name: str) -> None:
+    tool(name)
+    models.add1(tmp_path / "models")
+    options = ("--max-peer-share", "1")
+    with (
+        serve(tmp_path / "models", tmp_path / "a.log", *options) as one,
+        serve(tmp_path / "models", tmp_path / "b.log", *options) as other,
+        _proxy(name, _with_a_second_server(name), tmp_path, one, other) as proxy,
+        connect(proxy.http, timeout=20) as http,
+        connect(proxy.grpc, timeout=20) as grpc,
+    ):
+        for client in (http, grpc):
+            client.wait_ready()
+        one.process.kill()
+        one.process.wait()
+
+        for _ in range(40):
+            http["add1"].metadata()
+        for _ in range(40):
+            for client in (http, grpc):
+                assert client["add1"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
 
 
 def _is_ready(model: Model) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from backline.engine.control import (
     ANY_VERSION,
     Action,
     Attempt,
     Change,
+    Entry,
     LabelMove,
     MayChange,
     Overrides,
+    Page,
     RepositoryState,
+    Result,
     may_change_all,
 )
 from backline.engine.engine import Engine
@@ -40,6 +43,7 @@ class FakeControl:
         *,
         overrides: Overrides | None = None,
         who: str,
+        caller: str = "",
         may_change: MayChange = may_change_all,
     ) -> None:
         await self.gate.wait()
@@ -94,11 +98,20 @@ class FakeControl:
     def note(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
 
-    def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
-        return [attempt for attempt in reversed(self.attempts) if attempt.time > after][:limit]
+    async def audit(
+        self,
+        limit: int = 100,
+        after: float = 0.0,
+        cursor: str = "",
+        *,
+        form: Callable[[Page[Change | Attempt]], Result],
+    ) -> Result:
+        return form(_page([one for one in reversed(self.attempts) if one.time > after], limit, cursor))
 
-    def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        return [change for change in reversed(self.changes) if model in ("", change.model)][:limit]
+    async def history(
+        self, model: str = "", limit: int = 100, cursor: str = "", *, form: Callable[[Page[Change]], Result]
+    ) -> Result:
+        return form(_page([one for one in reversed(self.changes) if model in ("", one.model)], limit, cursor))
 
     def _move(self, model: str, label: str, version: str, expected: str, who: str) -> Change:
         labels = dict(self.engine.labels(model))
@@ -119,3 +132,9 @@ class FakeControl:
         change = Change(1764000000.0 + len(self.changes), who, action, model, version, label, before)
         self.changes.append(change)
         return change
+
+
+def _page(entries: Sequence[Entry], limit: int, cursor: str) -> Page[Entry]:
+    begin = int(cursor or 0)
+    end = begin + limit
+    return Page(entries[begin:end], str(end) if end < len(entries) else "")

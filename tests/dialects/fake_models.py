@@ -277,7 +277,8 @@ class Caller:
     def http(
         self, method: str, path: str, body: Buffer = b"", headers: dict[bytes, bytes] | None = None
     ) -> FakeHttpRequest:
-        request = FakeHttpRequest(method.encode(), path.encode(), headers or {}, body)
+        path, _, query = path.partition("?")
+        request = FakeHttpRequest(method.encode(), path.encode(), headers or {}, body, query.encode())
         self.application.http(request)
         return request
 

@@ -43,6 +43,7 @@ class RecordedRequest(HttpRequest):
     def __init__(self) -> None:
         self.recorded = RecordedStream()
         self.status = 0
+        self.identity = None
         self.on_abandon = None
 
     def respond(

@@ -30,6 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Serves `echo`, which returns its strings, and `repeated`, which has an optional input."""
     folder = tmp_path_factory.mktemp("generate")
     put(put_models(folder / "models") / "repeated" / "1" / "model.py", REPEATED)
+    put(folder / "models" / "short" / "1" / "model.py", "def short(x: int) -> int:\n    return x\n")
     with serve(folder / "models", folder / "log") as running:
         yield running
 
@@ -111,6 +112,29 @@ def test_a_misspelt_input_gets_a_suggestion(server: ServerProcess, action: str) 
         "missing required input(s) ['text']. Please provide all required input(s)."
         " 'txet' names no input, so it is a parameter: did you mean 'text'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("document", "hint"),
+    [
+        ({"txet": ["ab"]}, "'txet' names no input: did you mean 'text'?"),
+        ({"text": "a", "tims": [2]}, "'tims' names no input: did you mean 'times'?"),
+        ({"parameters": {"txet": None}}, "'txet' names no input: did you mean 'text'?"),
+        ({"surprise": [1]}, "or 'string'."),
+    ],
+)
+def test_an_array_under_a_misspelt_name_gets_a_suggestion(
+    server: ServerProcess, document: dict[str, object], hint: str
+) -> None:
+    error = post(server, "repeated/generate", document)
+
+    assert "has invalid type" in error
+    assert error.endswith(hint)
+
+
+@pytest.mark.parametrize("value", [1, [1]])
+def test_a_misspelt_short_name_gets_a_suggestion(server: ServerProcess, value: object) -> None:
+    assert post(server, "short/generate", {"y": value}).endswith("did you mean 'x'?")
 
 
 def test_other_missing_inputs_get_the_text_of_triton(server: ServerProcess) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import threading
 
 import numpy as np
 import pytest
 from fake_control import FakeControl
 from fake_models import OIP, Caller, FakeHttpRequest, FakeUnaryCall, HttpAnswer
 
-from backline.engine.control import Change, Overrides
+from backline.engine.control import Overrides
 from backline.engine.errors import InvalidArgument
 from backline.protos import message
 
@@ -480,7 +479,7 @@ async def test_the_history_is_filtered_and_limited(caller: Caller, control: Fake
     [
         ("limt=3", "unknown key 'limt'. Did you mean 'limit'?"),
         ("limit=many", "Expected `int`, got `str` - at `$.limit`"),
-        ("limit=0", "limit is 0, expected 1 to 10000"),
+        ("limit=0", "limit is 0, expected 1 to 1000"),
         ("limit=1&limit=2", "a parameter was given twice"),
         ("model=%ff", "invalid start byte"),
     ],
@@ -546,19 +545,3 @@ async def test_a_name_that_nothing_can_have_is_an_invalid_argument(
     asked = await call(caller, method, **{field: name})
     assert asked.code == 3
     assert asked.error.startswith("the name of the model ")
-
-
-async def test_the_history_is_read_off_the_event_loop(
-    caller: Caller, control: FakeControl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is read from files of megabytes, which takes a quarter of a second."""
-    readers: list[int] = []
-
-    def history(model: str = "", limit: int = 100) -> list[Change]:
-        readers.append(threading.get_ident())
-        return []
-
-    monkeypatch.setattr(control, "history", history)
-    assert (await ask(caller, "GET", "/v2/repository/history")).json == {"changes": []}
-    assert readers
-    assert readers[0] != threading.get_ident()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import urllib.error
 import urllib.request
@@ -12,9 +11,11 @@ from pathlib import Path
 
 import click
 import pytest
+from msgspec.structs import asdict
 
 from backline.cli import serve
 from backline.dialects import input_plan, json_scan
+from backline.dialects.console import service as console
 from backline.dialects.open_inference import repository
 from backline.dialects.open_inference.grpc import wire_format
 from backline.dialects.open_inference.rest import generate
@@ -40,7 +41,7 @@ def _number(text: str) -> float:
 def test_every_limit_is_listed_with_its_default() -> None:
     listed = {code(row["limit"])[0]: _number(row["default"]) for row in table(PAGE, "limit")}
 
-    assert listed == dataclasses.asdict(Limits())
+    assert listed == asdict(Limits())
 
 
 def test_the_options_of_limits_are_options_of_serve() -> None:
@@ -58,9 +59,7 @@ def test_the_options_of_limits_are_options_of_serve() -> None:
 
 
 def test_every_limit_with_a_serve_option_names_it() -> None:
-    set_by_serve = {param.name for param in serve.command.params} & {
-        field.name for field in dataclasses.fields(Limits)
-    }
+    set_by_serve = {param.name for param in serve.command.params} & set(Limits.__struct_fields__)
 
     assert set_by_serve == {code(row["limit"])[0] for row in table(PAGE, "limit") if row["option"]}
 
@@ -76,6 +75,7 @@ def test_the_bounds_of_requests_are_listed() -> None:
         "MAX_FIELDS": wire_format.MAX_FIELDS,
         "MAX_UNKNOWN_FIELDS": wire_format.MAX_UNKNOWN_FIELDS,
         "MAX_PARAMETERS": generate.MAX_PARAMETERS,
+        "MOST_WATCHERS": console.MOST_WATCHERS,
         "MOST_LABELS": labelling.MOST_LABELS,
         "MAX_BYTES_ELEMENTS": input_plan.MAX_BYTES_ELEMENTS,
         "MAX_STRINGS": wire_format.MAX_STRINGS,

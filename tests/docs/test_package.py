@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -273,3 +274,24 @@ def test_the_lock_file_has_every_dependency() -> None:
         )
     ]
     assert not missing
+
+
+def test_the_release_publishes_only_after_the_checks_and_an_approval() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    publishes = {
+        name
+        for name, job in jobs.items()
+        if any(re.search("pypi-publish|docker push|git push|gh release", str(step)) for step in job["steps"])
+    }
+    needed = {name: {job.get("needs", ())} if isinstance(job.get("needs"), str) else set(job.get("needs", ()))
+              for name, job in jobs.items()}  # fmt: skip
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    made = re.findall(r"'run': 'make ([a-z-]+)", str(jobs))
+
+    assert publishes == {"publish"}
+    assert jobs["publish"]["environment"] == "pypi"
+    assert needed["publish"] == {"build", "image"}
+    assert needed["build"] == {"check"}
+    assert needed["image"] == {"build"}
+    assert made
+    assert set(made) <= targets

@@ -63,7 +63,8 @@ def test_two_versions_of_one_library_are_served_together(server: ServerProcess, 
         }
 
     for name, numpy in (("old", OLD_NUMPY), ("new", NEW_NUMPY), ("plain", np.__version__)):
-        assert f'"numpy": "{numpy}", "sum": {size}.0, "name": "ä"'.encode() in answers[name]
+        expected = {"numpy": numpy, "sum": float(size), "name": "ä"}
+        assert answers[name].items() >= expected.items()
 
 
 def test_the_model_list_shows_where_models_run(server: ServerProcess, cache: Path) -> None:

@@ -176,7 +176,7 @@ class Models:
             await asyncio.sleep(0)
             if self.errors.get(name):
                 raise self.errors[name].pop(0)
-            return Answer({"output": np.array([json.dumps(name).encode()], object)})
+            return Answer({"output": np.array([name], object)})
 
         return ask
 

@@ -27,7 +27,7 @@ from backline.ray.deployment import open_ports_warning
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
 
-if os.environ.get("BACKLINE_TESTS_RAY") != "1":
+if os.environ.get("TESTS_RAY") != "1":
     pytest.skip("starts a cluster, which takes a minute: make test-ray", allow_module_level=True)
 ray = pytest.importorskip("ray")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions

@@ -164,6 +164,7 @@ def documents() -> Iterator[tuple[str, bytes]]:
         "NaN",
     ):
         yield f"numbers {number}", full(number, '{"INPUT0":[', "]}")
+    yield "hard numbers and words", full('1e308,"NaN",null', '{"INPUT0":[', "]}")
     yield "distinct numbers", each(lambda n: f"1.{n}e308", '{"INPUT0":[', "]}")
     yield "words and strings", full('NaN,"\\"NaN"', '{"INPUT0":[', "]}")
     yield "empty lists", full("[]", '{"INPUT0":[', "]}")
@@ -193,6 +194,10 @@ def tensors() -> Iterator[tuple[str, bytes]]:
     hard = "2.2250738585072011e-308"
     yield "hard numbers", full(hard, head.replace("1,16", f"1,{(SIZE - len(head) - 4) // 24}"), "]}]}")
     yield "words", full("-Infinity", head.replace("1,16", "1,6000"), "]}]}")
+    yield (
+        "hard numbers and strings",
+        full(f'{hard},"NaN"', head.replace("1,16", f"1,{2 * ((SIZE - len(head) - 4) // 30)}"), "]}]}"),
+    )
     yield "strings", full('""', head.replace("FP32", "BYTES").replace("1,16", "1,21000"), "]}]}")
     yield "outputs", full('{"name":"OUTPUT0"}', head + "1" + ",1" * 15 + ']}],"outputs":[', "]}")
 

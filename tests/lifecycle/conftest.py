@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from backline.backends.registry import FORMATS
+from backline.engine.control import Change
 from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
@@ -45,6 +46,10 @@ class Home:
         inputs = {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}
         response = await self.engine.infer(InferRequest(model, inputs, model_version=version))
         return float(response.outputs[0].data[0, 0])
+
+    async def history(self, model: str = "") -> list[Change]:
+        """The latest changes to a model, newest first."""
+        return await self.lifecycle.history(model, form=lambda page: list(page.entries))
 
     def states(self, model: str = "add1") -> dict[str, str]:
         """The states of the listed versions."""

@@ -198,7 +198,7 @@ def test_audit_log_lines_with_wrong_types_are_skipped(tmp_path: Path) -> None:
         '{"time":"x","who":3,"action":"load","model":"add1"}\n'
         '{"time":1,"who":"Ada","action":"load","model":"add1"}\n'
     )
-    assert [change.who for change in AuditLog(tmp_path).history("add1")] == ["Ada"]
+    assert [change.who for change in AuditLog(tmp_path).history("add1").entries] == ["Ada"]
 
 
 @pytest.mark.parametrize("label", [".", "..", "", "a/b", "a\0b", "x" * 256])
@@ -240,7 +240,7 @@ def test_the_history_names_the_cause_of_loads_and_unloads_in_mode_poll(home: Hom
             await server.until(lambda: server.states() == {"1": "ON_DEMAND"})
             assert await server.answer() == 1
             await server.until(lambda: server.states() == {"1": "ON_DEMAND"})
-            told = {(change.action, change.who, change.detail) for change in server.lifecycle.history("add1")}
+            told = {(change.action, change.who, change.detail) for change in await server.history("add1")}
             assert {("remove", "idle limit", "unloaded after it was idle"), ("add", "request", "")} <= told
 
     asyncio.run(scenario())

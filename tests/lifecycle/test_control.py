@@ -19,6 +19,7 @@ import pytest
 from backline.engine.control import LabelMove, Overrides
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.wanted import Target
+from backline.repository.local import LocalRepository
 from support import models
 
 Homes = Callable[..., Any]
@@ -141,7 +142,7 @@ def test_a_model_is_loaded_and_unloaded(home: Homes, repository: Path) -> None:
             assert await server.answer() == 2
             changes = [
                 (change.action, change.version, change.before, change.who)
-                for change in server.lifecycle.history()
+                for change in await server.history()
             ]
             assert changes == [("load", "2", "", WHO), ("unload", "", "2", WHO), ("load", "2", "", WHO)]
 
@@ -189,7 +190,7 @@ def test_a_load_with_one_failed_version_changes_nothing(home: Homes, repository:
             assert server.states() == {"1": "READY", "2": "READY"}
             assert "model.onnx" in server.engine.find("add1", "2").reason
             assert server.engine.ready
-            assert server.lifecycle.history()[0].action == "fail"
+            assert (await server.history())[0].action == "fail"
 
             models.add1(repository, version="2", constant=20)
             await server.lifecycle.load("add1", who=WHO)
@@ -538,6 +539,52 @@ def test_a_load_that_is_cancelled_before_it_begins_does_not_block_the_next(
     asyncio.run(scenario())
 
 
+def test_loads_of_files_that_clients_send_delay_neither_the_repository_nor_other_clients(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also, a client whose loads never end gets its turn once they are cancelled."""
+    content = models.add1(repository).read_bytes()
+    fetch = LocalRepository.fetch
+    stuck: list[str] = []
+    two_stuck = asyncio.Event()
+
+    async def stuck_fetch(self: LocalRepository, model: Any, *rest: Any) -> Any:
+        if model.name.startswith("stuck"):
+            stuck.append(model.name)
+            if len(stuck) == 2:
+                two_stuck.set()
+            await asyncio.Event().wait()
+        return await fetch(self, model, *rest)
+
+    monkeypatch.setattr(LocalRepository, "fetch", stuck_fetch)
+    sent = Overrides("{}", {"1/model.onnx": content})
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", load_threads=4) as server:
+            load = server.lifecycle.load
+            loads = [
+                asyncio.create_task(load(f"stuck{number}", overrides=sent, who="Eve", caller="10.0.0.9"))
+                for number in range(6)
+            ]
+            await asyncio.wait_for(two_stuck.wait(), 10)
+            late = asyncio.create_task(load("late", overrides=sent, who="Ada", caller="10.0.0.9"))
+
+            await asyncio.wait_for(load("add1", who="Eve", caller="10.0.0.9"), 10)
+            await asyncio.wait_for(load("sent", overrides=sent, who="Eve", caller="10.0.0.1"), 10)
+            assert await server.answer("sent") == await server.answer("add1") == 1
+            assert len(stuck) == 2, "a caller has half of the four slots"
+            assert not late.done(), "another name does not make another caller"
+
+            for loading in loads:
+                loading.cancel()
+            await asyncio.wait_for(late, 10)
+            assert await server.answer("late") == 1
+            await asyncio.wait(loads)
+            assert not server.lifecycle._executor._waiting
+
+    asyncio.run(scenario())
+
+
 def test_files_need_a_configuration(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         async with home(repository, mode="explicit") as server:
@@ -712,7 +759,7 @@ def test_promote_and_rollback_change_the_version_that_answers(home: Homes, repos
                 "Grace",
             )
             assert await server.answer() == 1
-            actions = [change.action for change in server.lifecycle.history("add1") if change.label]
+            actions = [change.action for change in await server.history("add1") if change.label]
             assert actions == ["rollback", "promote", "promote"]
 
     asyncio.run(scenario())

@@ -79,7 +79,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_says_why(
             assert server.states() == {"1": "READY", "2": "UNAVAILABLE"}
             assert "2/model.onnx" in server.engine.find("add1", "2").reason
             assert server.engine.ready
-            assert [change.action for change in server.lifecycle.history("add1")] == ["fail"]
+            assert [change.action for change in await server.history("add1")] == ["fail"]
             ADD1(repository, version="2", constant=2)
             await server.lifecycle.refresh()
             assert await server.answer() == 2
@@ -288,7 +288,7 @@ def test_models_come_and_go_with_their_folders(home: Homes, repository: Path) ->
             await server.until(lambda: server.engine.names() == ["b"])
             with pytest.raises(NotFound):
                 await server.answer("a")
-            assert {(change.action, change.model) for change in server.lifecycle.history()} == {
+            assert {(change.action, change.model) for change in await server.history()} == {
                 ("add", "b"),
                 ("remove", "a"),
             }
@@ -546,7 +546,7 @@ def test_a_slow_copy_fails_once_at_most(home: Homes, repository: Path, tmp_path:
         async with home(repository, mode="poll") as server:
             await asyncio.to_thread(copy)
             await server.until(lambda: server.states().get("2") == "READY")
-            actions = [change.action for change in server.lifecycle.history("add1")]
+            actions = [change.action for change in await server.history("add1")]
             assert actions.count("fail") <= 1
 
     asyncio.run(scenario())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import logging
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -15,6 +18,7 @@ import psutil
 import pytest
 
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.lifecycle.loading import measurement_file, version_load
 from backline.lifecycle.loading.isolation import trial_processes
 from backline.lifecycle.loading.isolation.fork_server import NICENESS
 from backline.lifecycle.loading.isolation.messages import (
@@ -26,8 +30,11 @@ from backline.lifecycle.loading.isolation.messages import (
 from backline.lifecycle.loading.isolation.trial_processes import TrialLimits, TrialProcesses
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.run_time import RunTimes
+from backline.lifecycle.loading.version_load import VersionContent
+from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.overriding import Overrides
 from support import models
+from support.server import serve
 from support.waiting import until
 
 Homes = Callable[..., Any]
@@ -65,6 +72,73 @@ def test_a_file_that_passed_its_trial_needs_none_at_the_next_start(
 
     assert tried == ["add1"]
     assert len(set(found)) == 1
+
+
+class Segfault:
+    """A pickle of this reads memory at address 0 when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ctypes.string_at, (0,)
+
+
+def test_a_local_file_that_crashes_its_runtime_does_not_end_a_server_with_default_options(
+    repository: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    models.add1(repository)
+    (repository / "bad" / "1").mkdir(parents=True)
+    (repository / "bad" / "1" / "model.pkl").write_bytes(pickle.dumps(Segfault()))
+    options = (f"--isolate={LifecycleOptions().isolate}", "--trust-pickle", "--no-strict-readiness")
+
+    with serve(repository, tmp_path / "log", *options, f"--state-dir={tmp_path / 'state'}") as server:
+        server.wait_started(120)
+        assert server.process.poll() is None
+        assert "model.pkl' (SIGSEGV); the server is not affected" in server.output
+
+
+def test_a_known_file_is_not_read_for_its_digest_at_the_next_start(
+    home: Homes, repository: Path, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if it was too new to be recognised by its times at the first start, if it is large."""
+    models.add1(repository)
+    monkeypatch.setattr(measurement_file, "_SMALL", 0)
+    asyncio.run(placement(home, repository, isolate="new"))
+    monkeypatch.setattr(version_load, "_SETTLED_NS", 0)
+    asyncio.run(placement(home, repository, isolate="new"))
+
+    monkeypatch.setattr(VersionContent, "digest", property(lambda _: pytest.fail("it was read")))
+    asyncio.run(placement(home, repository, isolate="new"))
+    assert tried == ["add1"]
+
+
+def test_a_state_folder_that_cannot_be_written_costs_a_trial_at_each_start_and_one_line(
+    home: Homes, repository: Path, tried: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("add1", "other"):
+        models.add1(repository, name)
+    folder = repository.parent / "a file"
+    folder.write_text("")
+    caplog.set_level(logging.INFO)
+
+    for _ in range(2):
+        asyncio.run(placement(home, repository, isolate="new", state_folder=folder))
+
+    assert sorted(tried) == ["add1", "add1", "other", "other"]
+    assert caplog.text.count("so models are tried and measured again at the next start") == 1
+
+
+@pytest.mark.parametrize("kept", [b"", b"{}", b"[" * 100_000, b"\xff", None], ids=range(5))
+def test_a_damaged_memory_of_trials_is_replaced(
+    home: Homes, repository: Path, tried: list[str], kept: bytes | None
+) -> None:
+    models.add1(repository)
+    asyncio.run(placement(home, repository, isolate="new"))
+    (file,) = (repository.parent / "state" / "measured").iterdir()
+    file.write_bytes(file.read_bytes()[:-40] if kept is None else kept)
+
+    for _ in range(2):
+        asyncio.run(placement(home, repository, isolate="new"))
+    assert tried == ["add1"] * 2
 
 
 def test_other_files_another_configuration_or_a_lost_memory_need_another_trial(

@@ -120,6 +120,35 @@ def test_a_quick_model_with_large_files_is_measured_at_each_start(
     assert measurements == ["slow", "slow"]
 
 
+@pytest.mark.parametrize("isolate", ["new", "never"])
+def test_a_batch_limit_that_a_busy_machine_left_undecided_is_measured_again_at_the_next_start(
+    home: Homes, repository: Path, measurements: list[str], isolate: str
+) -> None:
+    build(
+        repository / "add" / "1" / "model.onnx",
+        [node("Add", ["X", "X"], ["Y"])],
+        [("X", FLOAT, ["N", 4])],
+        [("Y", FLOAT, ["N", 4])],
+    )
+    asyncio.run(reason(home, repository, "add"))
+    (kept,) = (repository.parent / "state" / "measured").iterdir()
+    document = json.loads(kept.read_text())
+    document["measured"]["times"]["undecided"] = True
+    kept.write_text(json.dumps(document))
+    measurements.clear()
+
+    async def scenario() -> str:
+        async with home(repository, isolate=isolate) as server:
+            placement = server.engine.find("add").placement
+            assert placement is not None
+            return placement.reason
+
+    asyncio.run(scenario())
+    assert measurements == ([] if isolate == "new" else ["add"]), "a trial measures in its own process"
+    kept_again = json.loads(kept.read_text())["measured"]["times"]
+    assert kept_again["seconds"] != document["measured"]["times"]["seconds"]
+
+
 def test_an_answer_without_the_configured_batch_is_an_error_that_says_so(
     home: Homes, repository: Path
 ) -> None:

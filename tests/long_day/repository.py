@@ -347,14 +347,14 @@ KINDS = (
         "thumbnail",
         python("thumbnail", THUMBNAIL),
         ("picture=@picture.png",),
-        r"{\"width\": 4, \"height\": 3, \"brightness\": 100}",
+        '{"width": 4, "height": 3, "brightness": 100}',
         ("PIL",),
     ),
     Kind(
         "loudness",
         python("loudness", LOUDNESS),
         ("sound=@click.wav",),
-        r"{\"seconds\": 0.5, \"peak\": 0.5}",
+        '{"seconds": 0.5, "peak": 0.5}',
         ("soundfile", "soxr"),
     ),
     Kind(
@@ -376,11 +376,11 @@ KINDS = (
 
 #: Requests for the models that `backline new` writes.
 CREATED_KINDS = (
-    ("tagger", "text=Backline serves", r"{\"Backline\": \"name\", \"serves\": \"verb\"}"),
+    ("tagger", "text=Backline serves", '{"Backline": "name", "serves": "verb"}'),
     ("linear", "x=[[1, 2, 3, 4]]", "[[3.33"),
     ("shouts", "text=one two", '"TWO"'),
     ("gate", "x=[[1, 2, 3, 4]]", "[[3.33"),
-    ("sorter", "text=the longest words", r"[\"longest\", \"words\", \"the\"]"),
+    ("sorter", "text=the longest words", '["longest", "words", "the"]'),
 )
 
 

@@ -104,7 +104,7 @@ def start_from_an_empty_folder(user: User) -> None:
     assert "2 passed" in ran.stdout
     ran_once = user.backline("run", "models/tagger", "--input", "text=Backline sleeps", "--json")
     (answer,) = ran_once.json["outputs"]["output"]["data"]
-    assert json.loads(answer) == {"Backline": "name", "sleeps": "unknown"}
+    assert answer == {"Backline": "name", "sleeps": "unknown"}
     assert "tagger version 1 loaded in" in ran_once.err
     # The pipeline is a repository with two models, which join the others.
     alone = user.backline("run", "models/sorter/sorter", "--input", "text=a bc", status=1)
@@ -116,7 +116,7 @@ def start_from_an_empty_folder(user: User) -> None:
     for part in ("sorter", "words"):
         shutil.move(user.folder / "pipeline" / part, user.folder / "models" / part)
     together = user.backline("run", "models/sorter", "--with", "words", "--input", "text=a bc", "--json")
-    assert together.json["outputs"]["output"]["data"] == ['["bc", "a"]']
+    assert together.json["outputs"]["output"]["data"] == [["bc", "a"]]
 
 
 def collect_models_of_all_kinds(user: User) -> None:

@@ -138,11 +138,14 @@ def test_a_meaningless_hint_is_an_error(given: object) -> None:
         Audio[given]
 
 
-def recorded(folder: Path, format: str, codec: str, rate: int = RATE, **options: str) -> bytes:
+def recorded(
+    folder: Path, format: str, codec: str, rate: int = RATE, title: str = "", **options: str
+) -> bytes:
     """Half a second of a tone, as FFmpeg writes it."""
     av = pytest.importorskip("av")
     path = folder / "sound"
     with av.open(str(path), "w", format=format, options=options) as container:
+        container.metadata["title"] = title
         track = container.add_stream(codec, rate=rate, layout="mono")
         wanted = track.codec_context
         resampler = av.AudioResampler(wanted.format, "mono", rate, wanted.frame_size or 1024)
@@ -176,6 +179,13 @@ def test_recordings_of_phones_and_browsers_are_decoded(kind: str, tmp_path: Path
     assert np.abs(samples).max() == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_recording_whose_title_is_not_utf_8_is_decoded(tmp_path: Path) -> None:
+    sound = recorded(tmp_path, "mp4", "aac", title="Caf__")
+
+    assert b"Caf__" in sound
+    assert len(Audio[16000].decode(sound.replace(b"Caf__", b"Caf\xe9\xff"))) > 7000
+
+
 def test_a_recording_that_decodes_to_a_huge_sound_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="bytes when it is decoded, more than 10000"):
         Audio[16000].decode(recorded(tmp_path, "mp4", "aac"), 10_000)
@@ -206,7 +216,7 @@ def test_without_pyav_the_error_says_what_to_install(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "it is none of WAV, FLAC, OGG, MP3, AIFF and .* M4A, AAC and WebM; it is empty"),
+        (b"", "it is none of WAV, FLAC, OGG, MP3, AIFF, AU and CAF, and .* M4A, AAC and WebM; it is empty"),
         (b"These are the lyrics of a song\n", "it begins with the text 'These are the lyrics of '"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "it begins with the bytes 89 50 4e 47 0d 0a 1a 0a"),
         (b"\xff\xfb\x90\x00" + bytes(400), "it begins like an MP3 file, but has no complete frame of sound"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
 import sys
+from pathlib import Path
 from time import monotonic_ns, thread_time
 from types import FrameType
 
@@ -23,9 +25,11 @@ from backline.engine.values.tensor import Tensor
 from backline.observe.metrics import Metrics
 from backline.observe.metrics_config import MetricsConfig
 from backline.schedule.cache.cache import LocalCache
+from support.tools import tool
 
 #: Seconds of CPU time on the event loop for one piece: the target is 0.5 ms plus one model.
 LONGEST_TURN = 0.002
+ALERTS = Path(__file__).parents[2] / "deploy" / "helm" / "backline" / "files" / "alerts.yaml"
 
 
 def add_model(engine: Engine, name: str, version: str = "1") -> Model:
@@ -141,7 +145,7 @@ def test_a_failed_page_is_not_shared() -> None:
 def test_names_with_special_characters_survive_a_round_trip() -> None:
     engine = Engine()
     name = 'a "model" of 100 %s\\\n{x}'
-    add_model(engine, name)
+    add_model(engine, name).statistics.rejected_invalid = 1
     engine.set_labels(name, {'sta"ble': "1"})
     engine.custom_metrics.declare(object(), "heard", "counter", "lines\nof \\ help")
     engine.custom_metrics.increment("heard", {"my-label": name, "2nd": "x"}, float("inf"))
@@ -165,6 +169,97 @@ def test_names_with_special_characters_survive_a_round_trip() -> None:
     )
     assert read["heard_total", frozenset({("my_label", name), ("_2nd", "x")})] == float("inf")
     assert read["bare", frozenset()] == -1.5
+
+
+def lines_of(text: str, model: str) -> list[str]:
+    return [line for line in text.splitlines() if f'model="{model}"' in line]
+
+
+def test_a_model_without_requests_has_at_most_20_lines_and_all_names_are_declared() -> None:
+    """A server of thousands of models has as many lines for each of them."""
+    engine = Engine()
+    add_model(engine, "idle")
+    engine.record_load("idle", 0.1, succeeded=True)
+    idle = b"".join(asyncio.run(Metrics(engine).page())[1]).decode()
+    used = b"".join(asyncio.run(Metrics(full_engine(1)).page())[1]).decode()
+
+    assert len(lines_of(idle, "idle")) <= 20 < len(lines_of(used, "model_0"))
+    declared = re.findall(r"^# (?:HELP|TYPE) \S+", idle, re.MULTILINE)
+    assert declared == re.findall(r"^# (?:HELP|TYPE) \S+", used, re.MULTILINE)
+    assert len(declared) == len(set(declared))
+
+
+def test_the_first_requests_and_failures_count_in_rates() -> None:
+    """For rate(), a counter that appears with the value 1 has not grown. So Triton's counters are 0 from the
+    start, and the first request of any kind brings all other counters with it.
+    """
+    engine = Engine()
+    model = add_model(engine, "add1")
+    read = [values(asyncio.run(Metrics(engine).page())[1])]
+    for reason in ("rejected_invalid", "cancelled"):
+        setattr(model.statistics, reason, 1)
+        read.append(values(asyncio.run(Metrics(engine).page())[1]))
+
+    def series(name: str, **labels: str) -> list[float | None]:
+        key = name, frozenset({("model", "add1"), ("version", "1"), *labels.items()})
+        return [page.get(key) for page in read]
+
+    assert series("nv_inference_request_success_total") == [0, 0, 0]
+    assert series("nv_inference_request_failure_total", reason="OTHER") == [0, 1, 1]
+    assert series("nv_inference_request_failure_total", reason="CANCELED") == [0, 0, 1]
+    assert series("backline_request_failures_total", reason="invalid") == [None, 1, 1]
+    assert series("backline_request_failures_total", reason="cancelled") == [None, 0, 1]
+    assert series("backline_request_failures_total", reason="failed") == [None, 0, 0]
+    assert series("backline_request_duration_seconds_bucket", le="+Inf") == [None, 0, 0]
+    assert series("backline_queue_duration_seconds_count") == [None, 0, 0]
+
+
+def test_alerts_read_rates_of_counters_that_are_there_from_the_start() -> None:
+    engine = Engine()
+    add_model(engine, "idle")
+    engine.record_load("idle", 0.1, succeeded=True)
+    text = b"".join(asyncio.run(Metrics(engine).page())[1]).decode()
+
+    read = set(re.findall(r"(?:rate|increase)\((\w+)", ALERTS.read_text()))
+
+    assert len(read) > 2
+    assert [name for name in read if f'\n{name}{{model="idle"' not in text] == []
+
+
+def test_a_stream_that_has_not_ended_is_on_the_page() -> None:
+    engine = Engine()
+    responses = add_model(engine, "stream").statistics.responses = ResponseStatistics()
+    add_model(engine, "idle").statistics.responses = ResponseStatistics()
+    responses.succeeded(0, 0, 0, 1, 1, empty=False)
+
+    text = b"".join(asyncio.run(Metrics(engine).page())[1]).decode()
+
+    assert re.findall("^backline_responses_total{(.+)} (.+)$", text, re.MULTILINE) == [
+        (f'model="stream",version="1",outcome="{outcome}"', count)
+        for outcome, count in (("success", "1"), ("failure", "0"), ("empty", "0"), ("cancelled", "0"))
+    ]
+
+
+def test_promtool_complains_only_about_tritons_names(tmp_path: Path) -> None:
+    """With and without requests, and with the counters and summaries of a response cache."""
+    engine = full_engine(2)
+    metrics = Metrics(engine, config=MetricsConfig(summaries=True))
+    add_model(engine, "idle")
+    cached = add_model(engine, "cached").statistics
+    cached.cached = True
+    cached.responses = ResponseStatistics()
+    cached.record_call("idle", "success", 1)
+    page = tmp_path / "page"
+    page.write_bytes(b"".join(asyncio.run(metrics.page())[1]))
+
+    with page.open() as text:
+        checked = subprocess.run(
+            [tool("promtool"), "check", "metrics"], stdin=text, capture_output=True, text=True, check=False
+        )
+
+    assert checked.returncode in (0, 3), checked.stderr  # 1 means that the page cannot be read
+    complaints = (checked.stdout + checked.stderr).splitlines()
+    assert [line for line in complaints if not line.startswith("nv_")] == []
 
 
 def test_stream_responses_are_counted_by_outcome_and_the_first_by_time() -> None:

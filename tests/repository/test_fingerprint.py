@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from msgspec.structs import replace
 
 from backline.engine.config.model_config import ModelConfig, QueuePolicy, VersionPolicy
 from backline.engine.values.datatypes import DataType
@@ -61,9 +61,9 @@ def test_changes_that_need_a_load_change_the_key(change: dict[str, object]) -> N
 def test_an_unlisted_field_causes_a_load() -> None:
     """A field added to ModelConfig causes a load unless it is listed as needing none."""
     without_load = {
-        field.name
-        for field in fields(ModelConfig)
-        if load_key(replace(CONFIG, **{field.name: "changed"})) == load_key(CONFIG)
+        name
+        for name in ModelConfig.__struct_fields__
+        if load_key(replace(CONFIG, **{name: "changed"})) == load_key(CONFIG)
     }
 
     assert without_load == {

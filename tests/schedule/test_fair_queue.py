@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from random import Random
 from time import thread_time_ns
 
 import pytest
@@ -236,6 +237,49 @@ def test_between_two_turns_of_a_waiting_caller_each_other_has_at_most_one(steps:
             assert max(since.values(), default=0) <= 1
         else:
             queue.add(ticket(step))
+
+
+RUN = 0.005
+
+
+def latencies(*, flooded: bool) -> list[float]:
+    """The seconds from arrival to response of the requests of four callers, whose requests come every 50 ms,
+    if one instance takes 5 ms per request. A flood always has requests in the queue.
+    """
+    chance = Random(1)
+    starts = [number * 0.0125 + chance.uniform(0, 0.002) for number in range(4)]
+    arrivals = sorted(
+        (start + turn * 0.05 + chance.uniform(0, 0.002), name)
+        for start, name in zip(starts, "abcd", strict=True)
+        for turn in range(500)
+    )
+    queue, arrived, took, now = make_queue(FAIR), deque(arrivals), [], 0.0
+    since: dict[Ticket, float] = {}
+    while arrived or since:
+        while arrived and arrived[0][0] <= now:
+            at, name = arrived.popleft()
+            made = ticket(name)
+            since[made] = at
+            queue.add(made)
+        while flooded and queue.size < 50:
+            queue.add(ticket("flood"))
+        one = queue.next(now)
+        if one is None:
+            now = arrived[0][0]
+            continue
+        now += RUN
+        if one in since:
+            took.append(now - since.pop(one))
+    return sorted(took)
+
+
+def test_a_flood_at_most_doubles_the_p99_of_other_callers() -> None:
+    alone, flooded = latencies(flooded=False), latencies(flooded=True)
+    last = len(alone) * 99 // 100
+
+    assert len(alone) == len(flooded)
+    assert flooded[last] <= 2 * alone[last]
+    assert flooded[-1] <= 2 * RUN + 1e-9  # the run that is in progress, and its own
 
 
 def test_a_turn_costs_3_microseconds_per_request() -> None:

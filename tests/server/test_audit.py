@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from http.client import HTTPConnection
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import numpy as np
@@ -20,8 +23,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backline.cli.audit import command as audit_command
 from backline.cli.keys import command
+from backline.system.file_lock import edited
 from support import models
 from support.server import ServerProcess, serve
+from support.waiting import until as wait_until
 
 
 class Audited:
@@ -50,6 +55,13 @@ class Audited:
             answer.read()
             return answer.status
 
+    def read(self, path: str) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self.keys['root']}"}
+        with closing(HTTPConnection("127.0.0.1", self.server.http_port, timeout=60)) as connection:
+            connection.request("GET", path, headers=headers)
+            page: dict[str, Any] = json.loads(connection.getresponse().read())
+            return page
+
     def entries(self) -> list[dict[str, Any]]:
         """The entries, as printed from the state folder; the same comes from the server."""
         shown = run("--state-dir", str(self.state), "--limit", "10000")
@@ -62,13 +74,14 @@ class Audited:
         assert all(entry in later for entry in entries)
         return entries
 
-    def find(self, **fields: str) -> dict[str, Any]:
+    def find(self, **fields: str | None) -> dict[str, Any]:
         """The last entry with these fields, which may take a moment to be written."""
         end = time.monotonic() + 20
         while True:
-            found = [one for one in self.entries() if fields.items() <= one.items()]
+            entries = self.entries()
+            found = [one for one in entries if all(one.get(name) == fields[name] for name in fields)]
             if found or time.monotonic() > end:
-                assert found, (fields, self.entries())
+                assert found, (fields, entries)
                 return found[-1]
 
 
@@ -143,7 +156,8 @@ def test_every_refusal_over_http_is_entered(audited: Audited, key: str | None, i
     path = f"/v2/repository/models/add1/load?{key}"
     for _ in range(2):
         assert audited.ask("POST", path, key) in (401, 403)
-    entry = audited.find(outcome="refused", route="POST /v2/repository/models/add1/load")
+    route = "POST /v2/repository/models/add1/load"
+    entry = audited.find(outcome="refused", route=route, identity=identity)
     assert entry.get("identity") == identity
     assert entry["model"] == "add1"
     assert "bk_wrong" not in json.dumps(entry)
@@ -193,6 +207,73 @@ def test_many_refusals_of_one_address_are_counted(audited: Audited) -> None:
             break
         assert time.monotonic() < end, entries
     assert len(entries) < 200
+
+
+def test_the_log_comes_in_pages(audited: Audited) -> None:
+    for number in range(30):
+        assert audited.ask("POST", f"/v2/repository/models/paged{number}/load", "root") == 404
+    audited.find(outcome="failed", model="paged29")
+    found: list[dict[str, Any]] = []
+    page: dict[str, Any] = {"cursor": ""}
+    while page["cursor"] or not found:
+        cursor = quote(page["cursor"], safe="")
+        page = audited.read(f"/v2/audit?limit=7{f'&cursor={cursor}' if cursor else ''}")
+        assert len(page["entries"]) <= 7
+        found += page["entries"]
+    assert [one["model"] for one in found if one["model"].startswith("paged") and one.get("outcome")] == [
+        f"paged{number}" for number in range(29, -1, -1)
+    ]
+    changes = audited.read("/v2/repository/history?limit=1")
+    older = audited.read(f"/v2/repository/history?limit=1&cursor={quote(changes['cursor'], safe='')}")
+    assert changes["changes"][0]["time"] > older["changes"][0]["time"]
+
+
+@pytest.mark.parametrize("path", ["/v2/audit", "/v2/repository/history"])
+def test_a_page_is_limited(audited: Audited, path: str) -> None:
+    assert audited.ask("GET", f"{path}?limit=1000", "root") == 200
+    assert audited.ask("GET", f"{path}?limit=1001", "root") == 400
+    assert audited.ask("GET", f"{path}?cursor=x", "root") == 400
+
+
+def test_many_readers_of_the_log_delay_neither_others_nor_a_revocation(audited: Audited) -> None:
+    audited.keys |= {name: audited.create(name, "read") for name in ("reader", "auditor")}
+    wait_until(lambda: audited.ask("GET", "/v2", "auditor") == 200)
+    with ThreadPoolExecutor(40) as threads:
+        with edited(audited.state / "audit.jsonl"):  # holds up the thread of the log
+            assert audited.ask("POST", "/v2/repository/models/blocked/load", "root") == 404
+            reading = [
+                threads.submit(audited.ask, "GET", "/v2/audit?limit=1000", "reader") for _ in range(30)
+            ]
+            refused = islice(as_completed(reading), 21)
+            assert {one.result() for one in refused} == {503}
+            other = threads.submit(audited.ask, "GET", "/v2/audit", "auditor")
+            assert audited.ask("GET", "/v2/models/add1", "reader") == 200
+            revoked = CliRunner().invoke(command, ["revoke", "reader", "--auth", str(audited.file)])
+            assert revoked.exit_code == 0
+            wait_until(lambda: audited.ask("GET", "/v2/models/add1", "reader") == 401)
+            assert not other.done()
+        assert other.result() == 200
+        assert sorted(one.result() for one in reading) == [200] * 9 + [503] * 21
+
+
+def test_a_client_that_has_left_does_not_keep_its_turn(audited: Audited) -> None:
+    def leave() -> None:
+        connection = HTTPConnection("127.0.0.1", audited.server.http_port, timeout=0.5)
+        connection.request("GET", "/v2/audit", headers={"Authorization": f"Bearer {audited.keys['root']}"})
+        with closing(connection), pytest.raises(TimeoutError):
+            connection.getresponse()
+
+    with edited(audited.state / "audit.jsonl"):
+        assert audited.ask("POST", "/v2/repository/models/blocked/load", "root") == 404
+        with ThreadPoolExecutor(9) as threads:
+            for left in [threads.submit(leave) for _ in range(9)]:
+                left.result()
+        # The request that was being handled keeps its turn; the eight that waited have given up theirs.
+        threads = ThreadPoolExecutor(9)
+        reading = [threads.submit(audited.ask, "GET", "/v2/audit", "root") for _ in range(9)]
+        assert next(as_completed(reading)).result() == 503
+    with threads:
+        assert sorted(one.result() for one in reading) == [200] * 8 + [503]
 
 
 def test_nothing_in_the_log_acts_on_a_terminal(audited: Audited) -> None:

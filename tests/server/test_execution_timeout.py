@@ -80,10 +80,10 @@ class Program:
             tensors[name] = Tensor(name, datatype, data.shape, data)
         return submit(self.embedded, InferRequest(model, tensors))
 
-    def history(self) -> list[Change]:
+    async def history(self) -> list[Change]:
         control = self.embedded.engine.control
         assert control is not None
-        return control.history()
+        return await control.history(form=lambda page: list(page.entries))
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -172,7 +172,7 @@ def test_a_thread_that_cannot_be_interrupted_is_abandoned_and_replaced(tmp_path:
             await program.ask("sleep", X=1)
         counted = program.embedded.engine.find("sleep").statistics
         assert (counted.timed_out, counted.stuck) == (2, 2)
-        replaced = [change for change in program.history() if change.action == "replace"]
+        replaced = [change for change in await program.history() if change.action == "replace"]
         assert [(change.who, change.model, change.version) for change in replaced] == [
             ("server", "sleep", "1")
         ] * 2

@@ -178,6 +178,44 @@ def test_only_the_caller_that_began_a_sequence_can_continue_or_restart_it(server
     assert add(OTHER, 5, 42, sequence_start=True, sequence_end=True)[0] == 200
 
 
+@pytest.mark.parametrize(("place", "sequence"), [("body", 75), ("query", 76)])
+def test_a_plain_request_is_a_step_of_its_sequence(server: ServerProcess, place: str, sequence: int) -> None:
+    sums = []
+    for number, flags in ((1, {"sequence_start": True}), (2, {}), (3, {"sequence_end": True})):
+        parameters: dict[str, object] = {"sequence_id": sequence, **flags}
+        url, document = f"{server.url}/models/sum", {"x": [number], "parameters": parameters}
+        if place == "query":
+            del document["parameters"]
+            url += "?" + "&".join(f"{name}={json.dumps(value)}" for name, value in parameters.items())
+        body = json.dumps(document).encode()
+        asked = urllib.request.Request(url, body, {"Authorization": f"Bearer {KEY}"})
+        with urllib.request.urlopen(asked) as answer:
+            sums.append(json.load(answer)["output"])
+    assert sums == [[1], [3], [6]]
+
+
+def test_parameters_mean_the_same_as_in_other_requests(server: ServerProcess) -> None:
+    with connected(server, "/models/sum/stream?output=output") as client:
+        sums = []
+        for value, flags in ((1, {"sequence_start": True}), (2, {}), (3, {"sequence_end": True})):
+            client.send(json.dumps({"parameters": {"sequence_id": 77, **flags}}))
+            client.send(np.array([value], np.float64).tobytes())
+            sums.append(np.frombuffer(client.receive(), np.float64).tolist())
+            assert client.receive() == {"done": 1}
+        assert sums == [[1], [3], [6]]
+    with connected(server, "/models/add1/stream") as client:
+        for parameters, error in (
+            ({"priorty": 1}, "Did you mean 'priority'?"),
+            ({"timeout": "soon"}, "must be an unsigned integer"),
+        ):
+            client.send(json.dumps({"INPUT0": [0] * 16, "parameters": parameters}))
+            assert error in client.receive()["error"]
+    with connected(server, "/models/sum/stream?sequence=true&output=output") as client:
+        client.send('{"parameters": {"sequence_id": 78}}')
+        client.send(np.array([1], np.float64).tobytes())
+        assert "leave out sequence_id" in client.receive()["error"]
+
+
 def test_the_messages_of_a_connection_can_be_a_sequence(server: ServerProcess) -> None:
     with connected(server, "/models/sum/stream?sequence=true&output=output") as client:
         sums = []

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,22 @@ async def test_the_event_loop_never_waits_for_the_files(
     found.close()
 
     assert threading.current_thread() not in looked
+
+
+def test_a_full_executor_delays_no_report(files: list[Path]) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        gate, changed = threading.Event(), asyncio.Event()
+        blocked = loop.run_in_executor(None, gate.wait)
+        watch = FileWatch(files, changed.set, loop)
+        try:
+            files[0].write_text("changed")
+            await asyncio.wait_for(changed.wait(), 30)
+            assert await asyncio.wait_for(watch.run(files[0].read_text), 30) == "changed"
+        finally:
+            watch.close()
+            gate.set()
+            await blocked
+
+    asyncio.run(scenario())

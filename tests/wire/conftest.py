@@ -66,6 +66,9 @@ class EchoApplication:
             case b"stream":
                 task = asyncio.get_running_loop().create_task(self._stream(request, int(request.query)))
                 self._tasks.add(task)
+            case b"events":
+                request.count_as_stream()
+                self._tasks.add(asyncio.get_running_loop().create_task(self._events(request)))
             case b"empty":
                 request.respond(204, ())
             case b"socket":
@@ -74,6 +77,18 @@ class EchoApplication:
                 raise ValueError("the application is broken")
             case _:
                 request.respond(404, OCTETS, (b"not found",))
+
+    async def _events(self, request: HttpRequest) -> None:
+        """Sends events, large ones first, until the client disconnects."""
+        stream = request.stream(200, OCTETS)
+        size = int(request.query)
+        with suppress(ConnectionResetError):
+            while True:
+                await stream.send(bytes(size))
+                size = 10
+                self.arrived.release()
+                await asyncio.sleep(0.01)
+        self.stream_broken.set()
 
     def _accept(self, request: HttpRequest) -> None:
         """Accepts WebSocket: echoes messages, or with the query "deaf" receives none."""

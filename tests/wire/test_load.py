@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import grpc
 import pytest
+from msgspec.structs import force_setattr
 
 from backline.wire.http2 import frames
 from backline.wire.limits import Limits
@@ -26,10 +27,10 @@ def open_streams(client: FrameClient, served: Served, count: int) -> None:
 
 def make_vital(wire: object) -> None:
     """Makes /vital and Echo vital requests."""
-    object.__setattr__(
+    force_setattr(
         wire.application,  # type: ignore[attr-defined]
         "is_vital",
-        lambda path: path in (b"/vital", b"/test.Test/Echo"),
+        lambda method, path: path in (b"/vital", b"/test.Test/Echo"),
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import force_setattr
 
 from backline.wire.body import GrowingBuffer
 from backline.wire.http1.connection import Http1Connection
@@ -187,7 +188,7 @@ def test_pipelined_requests_in_one_packet_are_spread_over_turns() -> None:
             time.sleep(0.002)
             respond(request)  # type: ignore[arg-type]
 
-        object.__setattr__(server.wire.application, "http", slow)
+        force_setattr(server.wire.application, "http", slow)
         with server.connect() as greedy, server.connect() as modest:
             server.until(lambda: len(server.wire.connections) == 2)
             server.loop.call_soon_threadsafe(lambda: (holding.set(), hold.wait(10)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from msgspec import Struct, field, structs
 
 from backline.access.identity import Identity, anonymous
 from backline.access.keys import MAX_LENGTH, hash_key
@@ -33,8 +35,7 @@ _MAX_REMEMBERED = 4096
 _MAX_REMEMBERED_SIZE = 8 * 1024 + 64
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """The identities that a server knows.
 
     `keys` maps the hash of each key to its identity, and `tokens` maps each issuer to its rule. The first
@@ -134,7 +135,7 @@ class Access:
                 keys[hashed] = identity
             else:
                 identity.revoke()
-        self._policy = replace(policy, anonymous=before.anonymous, keys=keys)
+        self._policy = structs.replace(policy, anonymous=before.anonymous, keys=keys)
         self._default = None if policy.certificates else before.anonymous
         self._reissue()
 

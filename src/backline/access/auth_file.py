@@ -38,8 +38,11 @@ _Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w.@+-]+$"
 _Models = Annotated[list[_Text], Meta(min_length=1)]
 
 
-_Rate = Annotated[float, Meta(gt=0)]
-_Count = Annotated[int, Meta(ge=1)]
+#: The numbers per second that a quota may allow, and the largest number of requests. Numbers outside this
+#: range, or infinite ones, would overflow in the arithmetic of quotas.
+LEAST_RATE = 1e-6
+MOST_RATE = 1e12
+MOST_REQUESTS = 10**12
 
 
 @decodable
@@ -49,16 +52,29 @@ class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     [anonymous] and the tables [[keys]], [[certificates]] and [[tokens]] may each have one.
     """
 
-    requests_per_second: _Rate | None = None
-    burst: _Count | None = None
-    max_in_flight: _Count | None = None
-    bytes_per_second: _Rate | None = None
+    requests_per_second: float | None = None
+    burst: int | None = None
+    max_in_flight: int | None = None
+    bytes_per_second: float | None = None
 
     def quota(self, whose: str, models: Sequence[str] = ("*",)) -> Quota:
         """Returns the table as a Quota.
 
-        Raises InvalidArgument for a burst without a rate, or a table without limits.
+        Raises InvalidArgument for a number that is not allowed, a burst without a rate, or a table without
+        limits.
         """
+        for name, allowed, least, most in (
+            ("requests_per_second", "a number", LEAST_RATE, MOST_RATE),
+            ("burst", "a whole number", 1, MOST_REQUESTS),
+            ("max_in_flight", "a whole number", 1, MOST_REQUESTS),
+            ("bytes_per_second", "a number", LEAST_RATE, MOST_RATE),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InvalidArgument(
+                    f"--auth: the quota of {whose} has {name} = {str(value)[:20]}, expected {allowed} from"
+                    f" {least:g} to {most:g}; for no limit, remove {name}"
+                )
         if self.burst is not None and self.requests_per_second is None:
             raise InvalidArgument(
                 f"--auth: the quota of {whose} has a burst but no requests_per_second; set both, or remove"
@@ -179,9 +195,27 @@ def read_auth_file(path: Path) -> AuthDocument:
     try:
         text = content.decode()
         check_toml(text, str(path))
-        return msgspec.convert(_with_times(tomllib.loads(text)), AuthDocument)
+        document = msgspec.convert(_with_times(tomllib.loads(text)), AuthDocument)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise InvalidArgument(f"--auth: '{path}' is not valid: {error}{_near_field(str(error))}") from None
+    try:
+        _check_quotas(document)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"--auth: '{path}' is not valid: {error.message.removeprefix('--auth: ')}"
+        ) from None
+    return document
+
+
+def _check_quotas(document: AuthDocument) -> None:
+    """Raises InvalidArgument, naming the caller, for an invalid quota."""
+    for key in document.keys:
+        _quotas(f"key '{key.name}'", key.quota, key.quotas)
+    for certificate in document.certificates:
+        _quotas(f"certificate '{certificate.name}'", certificate.quota, certificate.quotas)
+    for token in document.tokens:
+        _quotas(f"the issuer '{token.issuer}'", token.quota, token.quotas)
+    _quotas("[anonymous]", document.anonymous.quota, document.anonymous.quotas)
 
 
 def _near_field(error: str) -> str:
@@ -339,7 +373,7 @@ class AuthFileWatch:
 
     def _read(self) -> None:
         # A file of thousands of keys takes a second to read.
-        self._reading = self._loop.run_in_executor(None, self._read_on_thread)
+        self._reading = self._watch.run(self._read_on_thread)
         self._reading.add_done_callback(self._apply)
 
     def _read_on_thread(self) -> Policy | InvalidArgument:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from backline.access.scope import CHANGING, GUARDED, Scope
 from backline.engine.errors import InvalidArgument
@@ -35,8 +36,7 @@ _PRIVATE = (".internal", ".local", ".svc")
 _NAME = r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
 
 
-@dataclass(frozen=True, slots=True)
-class HostNames:
+class HostNames(Struct, frozen=True):
     """The host names of this server, against which Host fields are checked.
 
     In DNS rebinding, a page is loaded from the attacker's host name, which then resolves to this server's
@@ -122,8 +122,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class BrowserPolicy:
+class BrowserPolicy(Struct, frozen=True):
     """The rules for web pages. `hosts` are the server's names, and `origins` the allowed origins."""
 
     hosts: HostNames = field(default_factory=HostNames)

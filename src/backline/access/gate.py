@@ -190,6 +190,9 @@ class WrappedRequest(HttpRequest):
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         return self._inner.stream(status, fields)
 
+    def count_as_stream(self) -> None:
+        self._inner.count_as_stream()
+
     def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
         return self._inner.accept_websocket(protocol)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from msgspec import Struct
+
 from backline.access.quota import Meter, Quota
 from backline.access.scope import EVERYBODY, Scope
 from backline.engine.errors import Forbidden, Unauthenticated
@@ -28,8 +30,7 @@ _RENEWAL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """A set of scopes, limited to models that match the given shell patterns; "*" means every model."""
 
     scopes: frozenset[Scope]

@@ -6,9 +6,10 @@ This module reads no clock: callers pass the current time, in seconds of time.mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import ceil, inf
+
+from msgspec import Struct
 
 from backline.engine.errors import BacklineError, QuotaExceeded
 from backline.engine.names import LONGEST_NAME
@@ -29,8 +30,7 @@ _IN_ADVANCE = 0.001
 _MAX_REMEMBERED = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(Struct, frozen=True):
     """A set of limits on requests to models that match one of the patterns `models`. A limit of None means no
     limit.
 

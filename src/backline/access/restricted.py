@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from backline.engine.errors import InvalidArgument
 
@@ -103,8 +104,7 @@ def api_of_method(path: bytes) -> Api:
     return next((api for start, api in _OF_METHODS.items() if method.startswith(start)), Api.METADATA)
 
 
-@dataclass(frozen=True, slots=True)
-class Requirement:
+class Requirement(Struct, frozen=True):
     """A header field and the value that the field must have."""
 
     name: str
@@ -115,8 +115,7 @@ class Requirement:
         return given is not None and hmac.compare_digest(given, self.value.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class RestrictedApis:
+class RestrictedApis(Struct, frozen=True):
     """The header field that each restricted group requires, over HTTP and over gRPC."""
 
     http: Mapping[Api, Requirement]

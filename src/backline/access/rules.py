@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
 
 from backline.access.identity import Grant, Identity
 from backline.access.quota import Quota
@@ -20,8 +21,7 @@ _ATTRIBUTE = r"(?s)[A-Za-z][A-Za-z0-9.]*=.+"
 _SEPARATOR = re.compile(r"(?<!\\),")
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateRule:
+class CertificateRule(Struct, frozen=True):
     """Identifies the holders of certificates that have all attributes in `subject` and all alternative names
     in `names`.
     """
@@ -84,8 +84,7 @@ def describe(certificate: Certificate) -> str:
 Algorithm: TypeAlias = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "EdDSA"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Claims:
+class Claims(Struct, frozen=True, eq=False):
     """The content of a verified token.
 
     `key` is the thumbprint of the key that signed the token, and `expires` is in seconds of time.time().
@@ -100,8 +99,7 @@ class Claims:
     payload: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRule:
+class TokenRule(Struct, frozen=True):
     """A rule that says which tokens of one issuer are accepted, and what they allow.
 
     `jwks` is the file or URL of the issuer's keys. The values of `claim` are looked up in `scopes`. A dot in

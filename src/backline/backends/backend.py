@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
+from msgspec import Struct, field
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
@@ -126,8 +127,7 @@ class StreamingModel(Protocol):
         """Frees the model; see LoadedModel."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostedModel:
+class HostedModel(Struct, frozen=True):
     """The data that a worker process needs to load a model. Returned by backends whose models run in workers.
 
     `adapter` names the code that loads the model in the worker, such as "python". `python` is the path of an
@@ -154,7 +154,7 @@ class HostedModel:
     job: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RemoteModel:
     """A model on other servers: their URLs, separated by commas, and the model's name there.
 
@@ -167,7 +167,7 @@ class RemoteModel:
     version: str = ""
     max_in_flight: int = 64
     ca: str | None = None
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | None = dataclasses.field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
 
 
@@ -188,8 +188,7 @@ def runs_here(model: BackendModel) -> TypeGuard[LoadedModel]:
     return not isinstance(model, HostedModel | RemoteModel) and not streams(model)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
+class LoadOptions(Struct, frozen=True):
     """Options of a load that come from the server and not from the model's configuration."""
 
     device: Device = CPU

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions

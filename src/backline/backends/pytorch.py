@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from msgspec import structs
 
 from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
@@ -223,7 +224,7 @@ def _name_inputs(
     if program.inputs is None:
         specs = tuple(_full(spec, config) for _, spec in order)
     else:
-        specs = tuple(replace(program.inputs[index], name=spec.name) for index, spec in order)
+        specs = tuple(structs.replace(program.inputs[index], name=spec.name) for index, spec in order)
     return [(spec.name, arguments[index]) for index, spec in order], specs
 
 
@@ -246,7 +247,7 @@ def _name_outputs(
                 f" '{path}' has {', '.join(repr(spec.name) for spec in program.outputs)}"
             )
         return [
-            (replace(program.outputs[index], name=name), index)
+            (structs.replace(program.outputs[index], name=name), index)
             for name, index in zip(names, indexes, strict=True)
         ]
     return [(_full(spec, config), index) for spec, index in zip(given, _indexes(names), strict=True)]
@@ -261,7 +262,7 @@ def _indexes(names: Sequence[str]) -> list[int]:
 
 
 def _full(spec: TensorSpec, config: ModelConfig) -> TensorSpec:
-    return replace(spec, shape=(-1, *spec.shape)) if config.max_batch_size else spec
+    return structs.replace(spec, shape=(-1, *spec.shape)) if config.max_batch_size else spec
 
 
 def _check_argument(path: Path, argument: Argument, spec: TensorSpec, config: ModelConfig) -> None:

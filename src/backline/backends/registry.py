@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
 
 from backline.backends.backend import Backend
 from backline.engine.config.model_config import ModelConfig, ModelFormat
@@ -22,8 +23,7 @@ from backline.engine.spelling import nearest
 __all__ = ["BACKENDS", "FORMATS", "PLATFORMS", "BackendEntry", "choose", "choose_by_name", "describe_runtime"]
 
 
-@dataclass(frozen=True, slots=True)
-class BackendEntry:
+class BackendEntry(Struct, frozen=True):
     """A backend: its name and Triton platform in configurations, and the class that implements it."""
 
     name: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import click
+from msgspec.structs import asdict
 
 from backline.cli.connection import connection_options
 from backline.cli.numbers import WholeNumber
@@ -53,12 +53,26 @@ def command(
 ) -> None:
     """Show the audit log, oldest entry first: changes, attempts and refusals."""
     if folder is not None:
-        from backline.lifecycle.audit_log import AuditLog
-
-        _show(AuditLog(folder).entries, limit, follow=follow, as_json=as_json)
+        _show(_reader(folder), limit, follow=follow, as_json=as_json)
     else:
         with Client(url, options) as client:
             _show(client.audit, limit, follow=follow, as_json=as_json)
+
+
+def _reader(folder: Path) -> _Read:
+    from backline.lifecycle.audit_log import AuditLog
+
+    audit = AuditLog(folder)
+
+    def read(limit: int, after: float) -> Sequence[Change | Attempt]:
+        page = audit.entries(limit, after)
+        entries = list(page.entries)
+        while page.cursor and len(entries) < limit:
+            page = audit.entries(limit - len(entries), after, page.cursor)
+            entries += page.entries
+        return entries
+
+    return read
 
 
 def _show(read: _Read, limit: int, *, follow: bool, as_json: bool) -> None:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import click
 
-from backline.cli.quick_imports import import_uvloop
 from backline.engine.spelling import nearest
 
 T = TypeVar("T")
@@ -21,13 +20,12 @@ class CommandGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
-    def help_lines(self) -> list[tuple[str, str]]:
-        """Returns the name and the help text of each command. Click itself would truncate the text."""
-        return [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(self.help_lines())
+            # Click itself would truncate the help texts.
+            formatter.write_dl(
+                [(name, each.get_short_help_str(limit=200)) for name, each in self.commands.items()]
+            )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -45,7 +43,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     import asyncio  # imported here, because `backline --help` needs no event loop
 
     try:
-        uvloop = import_uvloop()
+        import uvloop
     except ImportError:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

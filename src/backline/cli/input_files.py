@@ -106,7 +106,7 @@ def with_bytes(spec: TensorSpec, value: Any) -> Any:
     """Returns a JSON value. If the input is BYTES, each {"b64": "..."} in the value is replaced with the
     decoded bytes. Raises InvalidArgument for invalid base64.
     """
-    if spec.datatype is not DataType.BYTES:
+    if spec.datatype is not DataType.BYTES or spec.json:
         return value
     if isinstance(value, list):
         return [with_bytes(spec, element) for element in value]

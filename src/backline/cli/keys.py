@@ -14,6 +14,9 @@ import click
 import msgspec
 
 from backline.access.auth_file import (
+    LEAST_RATE,
+    MOST_RATE,
+    MOST_REQUESTS,
     AuthDocument,
     KeyEntry,
     ModelQuotaEntry,
@@ -92,8 +95,16 @@ class _KeyFile:
             self._document.add(tomlkit.comment(_HEADER))
         else:
             raise NotFound(f"there is no file '{path}'; name it with --auth, or create a key")
-        if "keys" not in self._document:
-            self._document.add("keys", tomlkit.aot())
+        written = self._document.get("keys", ())
+        if not isinstance(written, tomlkit.items.AoT):
+            # No keys, `keys = []`, or inline tables, to which no [[keys]] table can be added.
+            tables = tomlkit.aot()
+            for entry in written:
+                table = tomlkit.table()
+                table.update(entry)
+                tables.append(table)
+            self._document.pop("keys", None)
+            self._document.append("keys", tables)
         self._keys: Any = self._document["keys"]
 
     def names(self) -> list[str]:
@@ -129,6 +140,8 @@ class _KeyFile:
         Raises InvalidArgument, and keeps the old file, if a value is invalid.
         """
         # A revoked key must not return after a power failure.
+        if not self._keys:
+            self._document.pop("keys")  # an empty list would be written as an array, which cannot be extended
         with replacement(self.path, durable=True) as new:
             new.write_text(self._document.as_string())
             make_policy(read_auth_file(new), {}, self.path.parent)
@@ -201,22 +214,25 @@ Examples:
 )
 @click.option(
     "--rate",
-    type=Number(0, min_open=True),
+    type=Number(LEAST_RATE, MOST_RATE),
     metavar="NUMBER",
     help="Maximum number of requests per second; default: no limit.",
 )
 @click.option(
     "--burst",
-    type=WholeNumber(1),
+    type=WholeNumber(1, MOST_REQUESTS),
     metavar="NUMBER",
     help="Requests that may arrive at once after a pause; default: as many as --rate allows in one second.",
 )
 @click.option(
-    "--max-in-flight", type=WholeNumber(1), metavar="NUMBER", help="Maximum number of requests in flight."
+    "--max-in-flight",
+    type=WholeNumber(1, MOST_REQUESTS),
+    metavar="NUMBER",
+    help="Maximum number of requests in flight.",
 )
 @click.option(
     "--bytes-per-second",
-    type=Number(0, min_open=True),
+    type=Number(LEAST_RATE, MOST_RATE),
     metavar="NUMBER",
     help="Maximum number of bytes of request bodies per second.",
 )

@@ -5,74 +5,86 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from importlib import import_module
-from typing import NoReturn
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from backline.cli.quick_imports import quick_imports
+import click
 
-with quick_imports():
-    import click
+import backline
+from backline.cli.command import CommandGroup
+from backline.cli.commands import BUILT_IN, CommandRecord
+from backline.engine.errors import BacklineError
+from backline.engine.names import printable
+from backline.engine.spelling import nearest
+from backline.system.garbage import exempt_imports
 
-    import backline
-    from backline.cli.command import CommandGroup
-    from backline.cli.quick_dataclasses import quick_dataclasses
-    from backline.engine.errors import BacklineError
-    from backline.engine.names import printable
-    from backline.engine.spelling import nearest
-    from backline.system.garbage import exempt_imports
-
-#: The help text of each subcommand. The subcommand NAME is the object `command` in the module
-#: backline.cli.NAME.
-COMMANDS = {
-    "serve": "Serve the models of one or more repositories.",
-    "demo": "Serve a small network, and use it to transcribe a melody.",
-    "tritonserver": "Serve models with Triton's command line and defaults.",
-    "new": "Create a Python model to start from.",
-    "run": "Run a model once, without a server.",
-    "infer": "Send one request to a model on a server.",
-    "client": "Write typed clients for models.",
-    "models": "Show, load, unload and label the models on a server.",
-    "config": "Show, check, explain and convert the configuration of models on disk.",
-    "env": "Show, build and remove the environments of Python models.",
-    "image": "Build a container image for the models of a repository.",
-    "service": "Install, show and remove a server as a service of this user, under systemd.",
-    "keys": "Create, list, revoke and rotate the API keys of a server.",
-    "certs": "Create certificates for a server and its clients, for development.",
-    "login": "Store the API key of a server for this user.",
-    "logout": "Delete the stored API key of a server.",
-    "audit": "Show who changed something on a server, and who was refused.",
-    "top": "Show what the models on a server are doing now.",
-    "watch": "Show requests to a server as they end.",
-    "logs": "Show the log of a server on this machine.",
-    "doctor": "Find out what is wrong with a machine, with models or with a server.",
-    "bench": "Measure a model on a server under load.",
-    "tune": "Search for the best settings of a model on this machine.",
-    "completion": "Print the script that completes commands in a shell.",
-}
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class LazyCommands(CommandGroup):
     """A group that imports a subcommand only when the subcommand is called."""
 
+    def __init__(self, *arguments: Any, records: Iterable[CommandRecord], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._records = {record.name: record for record in records}
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self._records)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        record = self._records.get(cmd_name)
+        if record is None:
             return None
-        with quick_dataclasses(), quick_imports():
-            found: click.Command = import_module(f"backline.cli.{cmd_name}").command
+        with _one_blas_thread():
+            found = record.load()
         if not gc.isenabled():  # main() has disabled the garbage collector
             exempt_imports()
         return found
 
-    def help_lines(self) -> list[tuple[str, str]]:
-        # The texts come from COMMANDS, so that --help does not import any subcommand.
-        return list(COMMANDS.items())
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self._records))
+        groups: dict[str, list[CommandRecord]] = {}
+        for record in self._records.values():
+            groups.setdefault(record.group, []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                # Names are padded, so that the texts of all groups start in the same column.
+                formatter.write_dl([(f"{record.name:{width}}", record.summary) for record in records])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = (record for record in self._records.values() if record.name.startswith(incomplete))
+        return [
+            *(CompletionItem(record.name, help=record.summary) for record in names),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Keeps numpy from starting threads for linear algebra when it is imported in the `with` block. Has no
+    effect if the environment already sets the number of threads.
+
+    Nothing in this process uses these threads. OpenBLAS would start one thread per core, and each would spin
+    for a while before it sleeps: on two cores, this doubles the CPU time of importing numpy. The variable is
+    removed afterwards, because worker processes would inherit it.
+    """
+    if any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
+        yield
+        return
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OPENBLAS_NUM_THREADS"]
 
 
 @click.group(
     cls=LazyCommands,
+    records=BUILT_IN,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Each command has examples: backline COMMAND --help. BACKLINE_DEBUG=1 shows the traceback of an"
     " error.",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
+
+from msgspec.structs import replace
 
 from backline.backends.backend import FileCheck, LoadOptions
 from backline.backends.registry import FORMATS, PLATFORMS, choose

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from typing import Any, ClassVar
 
 import click
@@ -28,11 +29,14 @@ class WholeNumber(click.IntRange):
 
 
 class Number(click.FloatRange):
-    """A number within a range."""
+    """A finite number within a range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return super().convert(value, param, ctx)
+            number = super().convert(value, param, ctx)
+            if not isfinite(number):
+                raise click.BadParameter("")
+            return number
         except click.BadParameter:
             return self.fail(f"{str(value)!r} is not a number{_allowed(self)}.", param, ctx)
 

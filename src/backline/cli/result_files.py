@@ -86,9 +86,15 @@ def save(path: Path, result: InferResult) -> None:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """Returns the array to save. Converts BYTES to fixed-width bytes, because saving them does not need
-    pickle.
+    """Returns the array to save. Converts BYTES and JSON to fixed-width bytes, because saving them does not
+    need pickle.
     """
+    if array.dtype == object:
+        texts = [
+            element if isinstance(element, bytes) else json.dumps(element).encode()
+            for element in array.reshape(-1).tolist()
+        ]
+        array = np.array(texts, object).reshape(array.shape)
     return (
         array.astype("S")
         if array.dtype == object and array.size
@@ -126,13 +132,17 @@ def show(results: Sequence[InferResult]) -> None:
     colour = sys.stdout.isatty()
     for result in results:
         for name, array in result.items():
-            kind = "bytes" if array.dtype == object else array.dtype
+            documents = array.dtype == object and not all(isinstance(one, bytes) for one in array.flat)
+            kind = "JSON" if documents else "bytes" if array.dtype == object else array.dtype
             title = f"{printable(name)}: {kind} {list(array.shape)}"
             if array.size and array.dtype.kind in "iuf":
                 title += (
                     f", from {array.min():.6g} to {array.max():.6g}, mean {array.mean(dtype=np.float64):.6g}"
                 )
             print(click.style(title, bold=True) if colour else title)
+            if documents:
+                print(printable(json.dumps(array.tolist(), ensure_ascii=False)))
+                continue
             print(
                 np.array2string(
                     array, threshold=64, edgeitems=3, precision=6, suppress_small=True, max_line_width=120

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
@@ -23,7 +23,7 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.sequences import AsyncSequence
 from backline.client.transport import InferCall, Transport
-from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, LabelMove
+from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, Entry, LabelMove, Page
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable, Unsupported
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.tensor import Tensor
@@ -285,7 +285,10 @@ class AsyncClient:
 
     async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
         """Returns the latest changes of a model, or of all models, newest first: who did what, and when."""
-        return await (await self._control()).history(name, limit, self._limit(timeout))
+        control, left = await self._control(), self._limit(timeout)
+        return await _collect(
+            limit, left, lambda more, cursor, left: control.history(name, more, cursor, left)
+        )
 
     async def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
@@ -293,7 +296,10 @@ class AsyncClient:
         """Returns the latest entries of the audit log, at most `limit`, newest first. Entries made before
         `after` (seconds since 1970) are left out.
         """
-        return await (await self._control()).audit(limit, after, self._limit(timeout))
+        control, left = await self._control(), self._limit(timeout)
+        return await _collect(
+            limit, left, lambda more, cursor, left: control.audit(more, after, cursor, left)
+        )
 
     async def refresh(self, timeout: float | None = None) -> None:
         """Makes the server scan its repositories. Returns once all models found are ready or have failed."""
@@ -366,7 +372,7 @@ class AsyncModel:
                 raise
             hint = "call stream(...) instead, and iterate over the responses"
             raise Unsupported(f"{error.message}: {hint}") from error
-        return InferResult(response)
+        return InferResult(response, self._client._known.get(model._key))
 
     async def stream(
         self,
@@ -393,7 +399,7 @@ class AsyncModel:
         call = await model._call(inputs, named, outputs, parameters, request_id, limit)
         async with aclosing(transport.stream(call)) as responses:
             async for response in responses:
-                yield InferResult(response)
+                yield InferResult(response, self._client._known.get(model._key))
 
     async def _call(
         self,
@@ -464,6 +470,21 @@ class AsyncModel:
             transport = await self._client.transport()
             found = known[self._key] = await transport.model_metadata(self.name, self.version, limit)
         return found
+
+
+async def _collect(
+    limit: int, timeout: float, read: Callable[[int, str, float], Awaitable[Page[Entry]]]
+) -> list[Entry]:
+    """Reads pages until there are `limit` entries. `read` gets the number of entries that are missing, the
+    cursor and the time that is left.
+    """
+    end = monotonic() + timeout
+    page = await read(limit, "", timeout)
+    entries = list(page.entries)
+    while page.cursor and len(entries) < limit:
+        page = await read(limit - len(entries), page.cursor, max(0.001, end - monotonic()))
+        entries += page.entries
+    return entries
 
 
 def _version(version: str | int | None) -> str:

@@ -19,21 +19,21 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
 
     Arrays (anything with a dtype) are cast only if numpy considers the cast safe, so FP64 is not narrowed to
     FP32. Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and also a
-    dict, which is sent as JSON. No dimension is added, except that a single value is accepted for shape [1],
-    which is how servers describe a scalar. A Tensor is returned unchanged. Raises InvalidArgument for any
-    other value.
+    dict or, if the model expects a list as JSON, a list, which are sent as JSON. No dimension is added,
+    except that a single value is accepted for shape [1], which is how servers describe a scalar. A Tensor is
+    returned unchanged. Raises InvalidArgument for any other value.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
         return value
     if spec.datatype is DataType.BYTES:
-        data = _bytes_array(where, value)
+        data = _bytes_array(where, spec, value)
     elif hasattr(value, "dtype") or hasattr(value, "__array__"):
         data = _from_array(where, spec.datatype, value)
     else:
         data = _from_python(where, spec.datatype, value)
-    if not data.shape and spec.shape == (1,):
-        data = data.reshape(1)
+    if not data.shape and (spec.shape == (1,) or spec.json):
+        data = data.reshape((1,) * len(spec.shape))
     _check_shape(where, spec, data.shape)
     return Tensor(spec.name, spec.datatype, data.shape, data)
 
@@ -121,12 +121,16 @@ def _to_bfloat16(data: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
-def _bytes_array(where: str, value: Any) -> np.ndarray:
-    if isinstance(value, dict):
-        try:
-            value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"{where} cannot be converted to JSON: {error}") from None
+def _as_json(where: str, value: Any) -> bytes:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{where} cannot be converted to JSON: {error}") from None
+
+
+def _bytes_array(where: str, spec: TensorSpec, value: Any) -> np.ndarray:
+    if isinstance(value, dict) or (spec.json == "list" and isinstance(value, (list, tuple))):
+        value = _as_json(where, value)
     if isinstance(value, (bytes, bytearray, memoryview)):  # numpy would drop trailing zero bytes
         data = np.empty((), np.object_)
         data[()] = bytes(value)
@@ -143,6 +147,8 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
             flat[index] = element.encode()
         elif isinstance(element, (bytes, bytearray, memoryview)):
             flat[index] = bytes(element)
+        elif isinstance(element, dict) or (spec.json == "list" and isinstance(element, (list, tuple))):
+            flat[index] = _as_json(where, element)
         else:
             raise InvalidArgument(
                 f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index};"

@@ -22,7 +22,7 @@ from backline.client.errors import ConnectionFailed
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, OnOutcome, TaskSending, Transport
-from backline.engine.control import Attempt, Change, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, LabelMove, Overrides, Page
 from backline.engine.errors import BacklineError, Unavailable, Unsupported
 from backline.engine.values.messages import InferResponse
 
@@ -412,10 +412,10 @@ class _OneServerOnly(ModelControl):
     async def move_label(self, move: LabelMove, timeout: float) -> Change:
         raise self._refusal()
 
-    async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
+    async def history(self, model: str, limit: int, cursor: str, timeout: float) -> Page[Change]:
         raise self._refusal()
 
-    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]:
+    async def audit(self, limit: int, after: float, cursor: str, timeout: float) -> Page[Change | Attempt]:
         raise self._refusal()
 
     async def refresh(self, timeout: float) -> None:

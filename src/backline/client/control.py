@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backline.client.records import ModelIndex
-from backline.engine.control import Attempt, Change, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, LabelMove, Overrides, Page
 from backline.engine.errors import InvalidArgument
 
 #: The header field (over gRPC, the metadata key) that carries the user's name for the server's audit log.
@@ -44,10 +44,12 @@ class ModelControl(ABC):
     async def move_label(self, move: LabelMove, timeout: float) -> Change: ...
 
     @abstractmethod
-    async def history(self, model: str, limit: int, timeout: float) -> list[Change]: ...
+    async def history(self, model: str, limit: int, cursor: str, timeout: float) -> Page[Change]: ...
 
     @abstractmethod
-    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]: ...
+    async def audit(
+        self, limit: int, after: float, cursor: str, timeout: float
+    ) -> Page[Change | Attempt]: ...
 
     @abstractmethod
     async def refresh(self, timeout: float) -> None: ...

@@ -182,7 +182,12 @@ class GrpcRequests(Transport):
         try:
             inputs, outputs = (
                 tuple(
-                    TensorSpec(entry.name, DataType.from_name(entry.datatype), tuple(entry.shape))
+                    TensorSpec(
+                        entry.name,
+                        DataType.from_name(entry.datatype),
+                        tuple(entry.shape),
+                        json=entry.parameters["json"].string_param if "json" in entry.parameters else "",
+                    )
                     for entry in entries
                 )
                 for entries in (found.inputs, found.outputs)

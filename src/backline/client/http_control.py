@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -11,7 +12,7 @@ from backline.client.control import USER_HEADER, ModelControl, user_name
 from backline.client.http_connection import HttpAnswer
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, read_listing
-from backline.engine.control import Attempt, Change, LabelMove, Overrides
+from backline.engine.control import LONGEST_PAGE, Attempt, Change, LabelMove, Overrides, Page
 from backline.engine.errors import Unsupported
 from backline.engine.values.tensor import Buffer
 
@@ -68,22 +69,27 @@ class HttpControl(ModelControl):
                 document = {"label": move.label}
         return self._change(await self._ask(method, path, document, timeout))
 
-    async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
-        path = f"/v2/repository/history?{urlencode({'model': model, 'limit': limit})}"
-        found = await self._ask("GET", path, None, timeout)
-        return self._transport.read("changes", lambda: msgspec.convert(found["changes"], list[Change]))
+    async def history(self, model: str, limit: int, cursor: str, timeout: float) -> Page[Change]:
+        query = {"model": model, "limit": min(limit, LONGEST_PAGE)}
+        found = await self._ask("GET", _page_path("/v2/repository/history", query, cursor), None, timeout)
 
-    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]:
-        path = f"/v2/audit?{urlencode({'limit': limit, 'after': after})}"
-        found = await self._ask("GET", path, None, timeout)
+        def page() -> Page[Change]:
+            return Page(msgspec.convert(found["changes"], list[Change]), _cursor(found))
 
-        def entries() -> list[Change | Attempt]:
-            return [
+        return self._transport.read("changes", page)
+
+    async def audit(self, limit: int, after: float, cursor: str, timeout: float) -> Page[Change | Attempt]:
+        query = {"limit": min(limit, LONGEST_PAGE), "after": after}
+        found = await self._ask("GET", _page_path("/v2/audit", query, cursor), None, timeout)
+
+        def page() -> Page[Change | Attempt]:
+            entries: list[Change | Attempt] = [
                 msgspec.convert(entry, Attempt) if "outcome" in entry else msgspec.convert(entry, Change)
                 for entry in found["entries"]
             ]
+            return Page(entries, _cursor(found))
 
-        return self._transport.read("an audit log", entries)
+        return self._transport.read("an audit log", page)
 
     async def refresh(self, timeout: float) -> None:
         await self._send("POST", "/v2/repository/refresh", None, timeout)
@@ -116,6 +122,15 @@ class HttpControl(ModelControl):
         body = b"" if document is None else msgspec.json.encode(document)
         fields = f"{USER_HEADER}: {self._user}\r\n".encode() if self._user else b""
         return await self._transport.exchange(method.encode(), path.encode(), timeout, body, fields)
+
+
+def _page_path(path: str, query: Mapping[str, object], cursor: str) -> str:
+    return f"{path}?{urlencode({**query, 'cursor': cursor} if cursor else query)}"
+
+
+def _cursor(found: Mapping[str, object]) -> str:
+    # Earlier servers have no pages.
+    return msgspec.convert(found.get("cursor", ""), str)
 
 
 def _model_path(model: str, *parts: str) -> str:

@@ -394,4 +394,5 @@ def _spec(entry: _TensorJson) -> TensorSpec:
         DataType.from_name(entry.datatype),
         tuple(entry.shape),
         optional=(entry.parameters or {}).get("optional") is True,
+        json=str((entry.parameters or {}).get("json", "")),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from backline.client.errors import UNREADABLE
 from backline.decodable import decodable
@@ -40,7 +41,9 @@ class ModelMetadata:
     def completed(self, config: Mapping[str, Any]) -> ModelMetadata:
         """Returns the same metadata, with each input that is optional in the configuration marked as such."""
         optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
-        inputs = tuple(replace(spec, optional=spec.optional or spec.name in optional) for spec in self.inputs)
+        inputs = tuple(
+            structs.replace(spec, optional=spec.optional or spec.name in optional) for spec in self.inputs
+        )
         return replace(self, inputs=inputs)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from backline.client.errors import ProtocolError
+from backline.client.records import ModelMetadata
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.tensor import Tensor
@@ -16,14 +19,19 @@ class InferResult(Mapping[str, np.ndarray]):
 
     Use `result["note"]`, or `result.note` if the name is an identifier without a leading underscore that
     this class does not use itself (such as `id`). Arrays are usually views of the received bytes and may be
-    read-only: copy before writing. BYTES outputs are object arrays of `bytes`. BF16 outputs are converted to
-    float32, as numpy has no bfloat16.
+    read-only: copy before writing. BYTES outputs are object arrays of `bytes`, or of the values if a Python
+    model returns a dict or a list. BF16 outputs are converted to float32, as numpy has no bfloat16.
     """
 
     __slots__ = ("_arrays", "id", "model_name", "model_version", "parameters")
 
-    def __init__(self, response: InferResponse) -> None:
-        self._arrays = {tensor.name: _array(tensor) for tensor in response.outputs}
+    def __init__(self, response: InferResponse, metadata: ModelMetadata | None = None) -> None:
+        """`metadata` says which outputs have JSON as their elements."""
+        documents = () if metadata is None else [spec.name for spec in metadata.outputs if spec.json]
+        self._arrays = {
+            tensor.name: _documents(tensor) if tensor.name in documents else _array(tensor)
+            for tensor in response.outputs
+        }
         self.model_name = response.model_name
         self.model_version = response.model_version
         self.id = response.id
@@ -57,6 +65,17 @@ class InferResult(Mapping[str, np.ndarray]):
             f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items()
         )
         return f"<InferResult of {self.model_name} version {self.model_version or '?'}: {outputs}>"
+
+
+def _documents(tensor: Tensor) -> np.ndarray:
+    """Returns the values whose JSON is in the elements. Raises ProtocolError for text that is no JSON."""
+    values = np.empty(tensor.data.size, np.object_)
+    for index, element in enumerate(tensor.data.reshape(-1).tolist()):
+        try:
+            values[index] = json.loads(element)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"output '{tensor.name}' must be JSON, but is other text: {error}") from None
+    return values.reshape(tensor.shape)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

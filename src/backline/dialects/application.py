@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec.structs import replace
 
 from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
@@ -204,20 +206,19 @@ class _LateMethods(_Methods):
         return len(self._made[1])
 
 
-#: Paths that are served under any load, so that orchestrators and load balancers do not mistake load for
-#: failure.
-_VITAL = frozenset(
+#: Methods and paths that are served under any load, so that orchestrators and load balancers do not mistake
+#: load for failure.
+_VITAL_CALLS = frozenset(
     (
-        b"/v2/health/live",
-        b"/v2/health/ready",
-        b"/metrics",
         b"/grpc.health.v1.Health/Check",
-        *(
-            b"/inference.GRPCInferenceService/" + name
-            for name in (b"ServerLive", b"ServerReady", b"ModelReady")
-        ),
+        b"/inference.GRPCInferenceService/ServerLive",
+        b"/inference.GRPCInferenceService/ServerReady",
+        b"/inference.GRPCInferenceService/ModelReady",
     )
 )
+_VITAL_PAGE = re.compile(
+    rb"/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready|/metrics"
+).fullmatch
 
 
 def _takes_websocket(path: bytes) -> bool:
@@ -228,8 +229,10 @@ def _takes_websocket(path: bytes) -> bool:
     return path.startswith(b"/models/") and path.endswith(b"/stream")
 
 
-def _is_vital(path: bytes) -> bool:
-    return path in _VITAL or (path.startswith(b"/v2/models/") and path.endswith(b"/ready"))
+def _is_vital(method: bytes, path: bytes) -> bool:
+    if method == b"POST":
+        return path in _VITAL_CALLS
+    return method in (b"GET", b"HEAD") and _VITAL_PAGE(path) is not None
 
 
 class _HttpHandler:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from backline.dialects.answers import fail_call, hidden_error, respond_error
 from backline.engine.control import Control
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, Unsupported
+from backline.engine.errors import BacklineError, Unavailable, Unsupported
 from backline.wire.application import HttpRequest, UnaryCall
 
 #: The header field or gRPC metadata key in which clients name their user, as user@host.
 USER = b"x-backline-user"
 _LONGEST_USER = 64
+#: The maximum number of requests of one caller that wait for their turn.
+MOST_WAITING = 8
 Result = TypeVar("Result")
 
 
@@ -25,19 +29,59 @@ class DeferredAnswers:
         self._engine = engine
         #: Strong references to the tasks, because the event loop keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
+        #: For each caller with requests that take turns: the lock of the running one, and their number.
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._taking_turns: Counter[str] = Counter()
 
     def answer(
         self,
         caller: HttpRequest | UnaryCall,
         work: Coroutine[Any, Any, Result],
         then: Callable[[Result], None],
-    ) -> None:
+    ) -> asyncio.Task[None]:
         """Runs `work` and passes the result to `then`, which responds. If `work` or `then` fails, responds
         with the error.
         """
         task = asyncio.get_running_loop().create_task(_run(caller, work, then))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def answer_in_turn(
+        self,
+        request: HttpRequest,
+        what: str,
+        work: Callable[[], Coroutine[Any, Any, Result]],
+        then: Callable[[Result], None],
+    ) -> None:
+        """Like `answer`, for requests that take long: runs only one at a time for each caller. Drops
+        a request whose client disconnects while it waits.
+
+        Raises Unavailable, naming `what` the request reads, if too many requests of the caller wait.
+        """
+        caller = (request.identity.name if request.identity is not None else "") or request.peer
+        if self._taking_turns[caller] > MOST_WAITING:
+            raise Unavailable(
+                f"{MOST_WAITING} requests of this caller for {what} are waiting already; send one at a time",
+                retry_after=1,
+            )
+        self._taking_turns[caller] += 1
+        lock = self._turns.setdefault(caller, asyncio.Lock())
+
+        async def in_turn() -> Result:
+            async with lock:
+                request.on_abandon = None
+                return await work()
+
+        def ended(_: object) -> None:
+            request.on_abandon = None
+            self._taking_turns[caller] -= 1
+            if not self._taking_turns[caller]:
+                del self._taking_turns[caller], self._turns[caller]
+
+        task = self.answer(request, in_turn(), then)
+        task.add_done_callback(ended)
+        request.on_abandon = partial(_cancel, task)
 
     def when_known(
         self, name: str, version: str, caller: HttpRequest | UnaryCall, answer: Callable[[], None]
@@ -51,6 +95,10 @@ class DeferredAnswers:
             self.answer(caller, self._engine.wake(name, version), lambda _: answer())
         else:
             answer()
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
 
 
 async def _run(
@@ -84,10 +132,10 @@ def caller_name(peer: str, fields: Mapping[bytes, bytes], identity: str = "") ->
     """Returns the caller's name for the audit log, such as "ada@laptop (deploy, 10.0.0.7)".
 
     The user, "ada@laptop", is not verified, unlike `identity`, the name of the caller's key, token or
-    certificate.
+    certificate. Security: the user has no brackets, so that it cannot pass for something verified.
     """
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
-    user = "".join(character if character.isprintable() else "?" for character in given).strip()[
+    user = "".join(one if one.isprintable() and one not in "()" else "?" for one in given).strip()[
         :_LONGEST_USER
     ]
     verified = f"{identity}, {peer}" if identity else peer

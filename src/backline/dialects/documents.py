@@ -16,6 +16,7 @@ from backline.engine.values.tensor import Buffer
 from backline.protos import message
 
 Document = TypeVar("Document", bound=msgspec.Struct)
+_QUERY = "failed to read the query of the URL"
 _UNKNOWN = r"(?s)Object contains unknown field `(.*)`"
 
 
@@ -50,6 +51,16 @@ def read_query(kind: type[Document], query: bytes) -> Document:
     Raises InvalidArgument if the query is malformed or does not fit `kind`, or gives a parameter twice.
     """
     try:
+        return msgspec.convert(read_pairs(query), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"{_QUERY}: {_explain(kind, str(error))}") from None
+
+
+def read_pairs(query: bytes) -> dict[str, str]:
+    """Returns the query parameters of a URL. Raises InvalidArgument if the query is malformed, or gives a
+    parameter twice.
+    """
+    try:
         pairs = parse_qsl(
             query.decode(),
             keep_blank_values=True,
@@ -57,12 +68,12 @@ def read_query(kind: type[Document], query: bytes) -> Document:
             errors="strict",
             max_num_fields=16,
         )
-        given = dict(pairs)
-        if len(given) != len(pairs):
-            raise ValueError("a parameter was given twice")
-        return msgspec.convert(given, kind, strict=False)
-    except ValueError as error:  # msgspec and UnicodeDecodeError derive from it
-        raise InvalidArgument(f"failed to read the query of the URL: {_explain(kind, str(error))}") from None
+    except ValueError as error:  # UnicodeDecodeError derives from it
+        raise InvalidArgument(f"{_QUERY}: {error}") from None
+    given = dict(pairs)
+    if len(given) != len(pairs):
+        raise InvalidArgument(f"{_QUERY}: a parameter was given twice")
+    return given
 
 
 def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:

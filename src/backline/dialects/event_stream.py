@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from backline.dialects.answers import error_body, hidden_error, respond_error, retry_fields
-from backline.dialects.off_loop import OffLoop, is_long
+from backline.dialects.off_loop import OffLoop, byte_count, is_long, turn_of
 from backline.engine.errors import BacklineError
 from backline.engine.responses import Responses
 from backline.engine.values.messages import InferResponse
@@ -68,10 +68,12 @@ async def _guarded(
         request.on_abandon = None  # breaks a reference cycle
 
 
-async def encoded(off_loop: OffLoop, encode: Encode, response: InferResponse) -> bytes:
-    """Encodes a response; a large response is encoded off the event loop. Raises what `encode` raises."""
+async def encoded(off_loop: OffLoop, turn: str, encode: Encode, response: InferResponse) -> bytes:
+    """Encodes a response; a large response is encoded off the event loop, in its turn (see `turn_of`). Raises
+    what `encode` raises.
+    """
     if _is_large(response):
-        return await off_loop.submit(partial(encode, response))
+        return await off_loop.submit(partial(encode, response), byte_count(response.outputs), turn)
     return encode(response)
 
 
@@ -87,6 +89,7 @@ class _EventSender:
         self._model = model
         self._encode = encode
         self._off_loop = off_loop
+        self._turn = turn_of(request)  # the address is unknown once the stream has begun
         self._stream: ResponseStream | None = None
 
     def send_now(self, response: InferResponse) -> bool:
@@ -114,7 +117,7 @@ class _EventSender:
                 response = await anext(responses, None)
                 if response is None:
                     break
-                data = await encoded(self._off_loop, self._encode, response)
+                data = await encoded(self._off_loop, self._turn, self._encode, response)
             except BacklineError as failure:
                 error, data = failure, error_body(failure.public_message)
             except Exception as failure:

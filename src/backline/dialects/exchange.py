@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic, monotonic_ns
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+from msgspec import Struct
+
 from backline.access.scope import Scope
 from backline.dialects.answers import fail_call, hidden_error, quota_fields, respond_error
 from backline.dialects.forwarding import ForwardPattern
-from backline.dialects.off_loop import LargeRequest, OffLoop
+from backline.dialects.off_loop import LargeRequest, OffLoop, byte_count
 from backline.engine.engine import Engine
 from backline.engine.errors import (
     BacklineError,
@@ -78,8 +79,7 @@ class ReadRequest(Protocol[Plan_co]):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Carrier(Generic[Caller, Written]):
+class Carrier(Struct, Generic[Caller, Written], frozen=True):
     """The differences between HTTP and gRPC that matter to an exchange."""
 
     protocol: TraceProtocol
@@ -145,7 +145,9 @@ class RequestIntake(Generic[Caller, Plan]):
             plan, id, inputs = self._read(received, fields, model, version, True)
         except LargeRequest:
             self._off_loop.run(
+                caller,
                 partial(self._read, received, fields, model, version, False),
+                len(received),
                 partial(self._taken, caller, fields, model, version, deadline, began),
             )
             return
@@ -264,7 +266,9 @@ class UnaryInference(Generic[Caller, Plan, Written]):
                 raise error  # type: ignore[misc]
             if plan.is_large(response):
                 self._off_loop.run(
+                    caller,
                     partial(self._write, plan, response),
+                    byte_count(response.outputs),
                     partial(self._written, caller, ticket.request.model_name),
                 )
                 return

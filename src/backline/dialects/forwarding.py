@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.messages import InferRequest
@@ -69,8 +69,7 @@ class ForwardPattern:
         return name
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarding:
+class Forwarding(Struct, frozen=True):
     """The patterns of the HTTP header fields and of the gRPC metadata that are forwarded to models; None
     forwards nothing.
     """

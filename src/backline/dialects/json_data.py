@@ -1,8 +1,8 @@
 """Encodes and decodes tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
 
 In requests, a string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}.
-Numbers may also be NaN, Infinity and -Infinity, which JSON itself does not have, as in Triton and TensorFlow
-Serving.
+An FP32 or FP64 number may also be null or "NaN", for a missing value, "Infinity" or "-Infinity". Clients may
+write these words without quotes, as in Triton and TensorFlow Serving, although JSON does not have such words.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ import orjson
 from backline.decodable import decodable
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import STEP, contains, count, parts
-from backline.dialects.off_loop import PIECE
+from backline.dialects.off_loop import PIECE, stop_if_abandoned
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Buffer, Tensor, wrong_count
@@ -129,14 +129,16 @@ _OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data
 _NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
 #: Finds a number whose exponent has three or more digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}")
-#: The numbers that replace NaN and the infinities. Clients do not send these numbers, as no datatype can hold
-#: them.
-_WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
-#: The bytes that temporarily replace the first letters of NaN and Infinity within strings. JSON never
-#: contains these bytes.
-_HIDDEN = b"\0\1"
-_HIDE = np.frombuffer(bytes.maketrans(b"NI", _HIDDEN), np.uint8)
-_SHOW = bytes.maketrans(_HIDDEN, b"NI")
+#: The words for numbers that are not finite, and what finds them.
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+_WORDS = (b"NaN", b"Infinity")
+_WORD = re.compile(rb"NaN|-?Infinity")
+_REWRITTEN = {b"NaN": b"null", b"Infinity": b'"Infinity"', b"-Infinity": b'"-Infinity"'}
+#: The longest start of a word that may end a piece of text.
+_CUT_OFF = len(b"-Infinity") - 1
+#: How the decoder's error for a string that is no number begins, and the strings that are numbers.
+_NO_WORD = "Invalid enum value"
+_SPELLED = ", ".join(f'"{word}"' for word in NOT_FINITE)
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
 #: For each kind of numpy dtype: Triton's words for a valid element, and for the type that Triton reads it as.
 _READ_AS = {
@@ -195,9 +197,10 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
         )
     try:
         mixed = datatype is DataType.BYTES and b"{" in raw
-        values = decode_list(_decoder(str | _Encoded if mixed else _ELEMENTS[datatype], depth), raw)
+        decoder = _decoder(str | _Encoded if mixed else _ELEMENTS[datatype], depth)
+        values = decode_list(decoder, raw, strings=datatype is DataType.BYTES)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        reason = str(error).replace("`$", "`" + path)
+        reason = _reason(error).replace("`$", "`" + path)
         hint = '. A string that is not UTF-8 is written as {"b64": "..."}' if encoded else ""
         raise InvalidArgument(f"{_begin(datatype, reason)}: input '{name}': {reason}{hint}") from None
     if depth == 0:
@@ -208,24 +211,21 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     return Tensor(name, datatype, spec.shape, _array(spec, values).reshape(spec.shape))
 
 
-def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) -> Any:
+def decode_list(
+    decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw, *, strings: bool = False
+) -> Any:
     """Decodes well-formed JSON as `decoder` does. Raises DecodeError, for example for a number out of range.
 
     msgspec takes 10 microseconds for a number near the limits of FP64, such as 1e308, so the standard library
-    decodes lists that contain such a number. The standard library is used for lists of numbers only, because
-    it accepts strings with unpaired surrogates, which cannot be encoded as UTF-8. Numbers written by
-    `replace_words` become NaN or infinite.
+    decodes lists that contain such a number. It is not used if the elements may be `strings`, because it
+    accepts unpaired surrogates, which cannot be encoded as UTF-8.
     """
     text = bytes(raw)
-    if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME.search(text) is None:
+    if strings or (b"e" not in text and b"E" not in text) or _EXTREME.search(text) is None:
         return decoder.decode(text)
-    words, finite = text, text
-    for word, number in _WORDS.items():
-        if number in text:
-            words, finite = words.replace(number, word), finite.replace(number, b"0")
     try:
-        values = json.loads(words)
-        orjson.loads(finite)  # refuses numbers above the limits, which the standard library reads as infinite
+        values = json.loads(text)
+        orjson.loads(text)  # refuses numbers above the limits, which the standard library reads as infinite
     except ValueError:
         raise msgspec.DecodeError("Number out of range") from None
     except RecursionError as error:
@@ -233,34 +233,31 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
     return msgspec.convert(values, decoder.type)
 
 
-def replace_words(text: Buffer) -> bytes | None:
-    """Replaces NaN, Infinity and -Infinity in JSON with numbers that no datatype can hold.
-
-    Words inside strings are kept. Returns None if no such word occurs outside strings, or if the text has a
-    byte that JSON never contains, 0 or 1. Only `decode_list` reads the numbers as NaN and the infinities.
+def without_words(text: Buffer) -> bytes | None:
+    """Rewrites JSON with the words NaN, Infinity and -Infinity as JSON without them: NaN as null, and the
+    infinities as strings. Returns None if no such word occurs outside strings.
     """
     # By default, the text may be up to 64 MiB long. The interpreter cannot switch threads during a search or
     # a copy, so searching or copying the whole text at once would block the event loop for too long.
-    if not contains(text, _WORDS) or contains(text, [_HIDDEN[:1], _HIDDEN[1:]]):
+    if not contains(text, _WORDS):
         return None
     pieces: list[bytes] = []
-    left = b""  # the end of a part, which may be half a word
-    found = False
+    left, left_inside = b"", np.empty(0, np.bool_)
     for part, _, inside in parts(text):
-        # Words inside strings must not be replaced, so their first letters are hidden for now.
-        whole = left + np.where(inside, _HIDE[part], part).tobytes()
-        cut = whole.rfind(b",") + 1
-        found = found or any(word in whole for word in _WORDS)
-        pieces.append(_without_words(whole[:cut]))
-        left = whole[cut:]
-    pieces.append(_without_words(left))
-    return b"".join(pieces) if found else None
+        whole, masks = left + part.tobytes(), np.concatenate((left_inside, inside))
+        cut = max(0, len(whole) - _CUT_OFF)
+        for word in _WORD.finditer(whole, max(0, cut - _CUT_OFF)):
+            if word.start() < cut < word.end():
+                cut = word.start()
+        pieces.append(_rewritten(whole[:cut], masks))
+        left, left_inside = whole[cut:], masks[cut:]
+    pieces.append(_rewritten(left, left_inside))
+    return b"".join(pieces) if sum(map(len, pieces)) > len(text) else None  # each word has become longer
 
 
-def _without_words(text: bytes) -> bytes:
-    for word, number in _WORDS.items():
-        text = text.replace(word, number)
-    return text.translate(_SHOW)
+def _rewritten(text: bytes, inside: np.ndarray) -> bytes:
+    """Rewrites the words in a piece of JSON. `inside` masks the bytes within strings."""
+    return _WORD.sub(lambda word: word[0] if inside[word.start()] else _REWRITTEN[word[0]], text)
 
 
 def json_text(text: str) -> str | msgspec.Raw:
@@ -335,6 +332,7 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) ->
     array = np.empty(spec.count, spec.dtype)
     end = 0
     for piece, piece_depth in _pieces(raw, depth):
+        stop_if_abandoned()
         numbers = read_numbers(spec.datatype, piece)
         if numbers is not None:
             start, end = end, end + len(numbers)
@@ -344,10 +342,12 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) ->
             continue
         try:
             values = decode_list(
-                _decoder(_Encoded if encoded else _ELEMENTS[spec.datatype], piece_depth), piece
+                _decoder(_Encoded if encoded else _ELEMENTS[spec.datatype], piece_depth),
+                piece,
+                strings=encoded,
             )
         except msgspec.DecodeError as error:
-            reason = str(error).partition(" - at ")[0]
+            reason = _reason(error).partition(" - at ")[0]
             raise InvalidArgument(
                 f"{_begin(spec.datatype, reason)}: input '{spec.name}': {reason}, near element {end}"
             ) from None
@@ -363,7 +363,12 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) ->
 
 def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
     """Decodes the elements of a large list of strings piece by piece."""
-    _compare_count(spec, sum(int(np.count_nonzero(quotes)) for _, quotes, _ in parts(raw)) // 2)
+    found = 0
+    for _, quotes, _ in parts(raw):
+        found += int(np.count_nonzero(quotes))
+        if found // 2 > spec.count:
+            raise wrong_count(spec.name, spec.count, found // 2, " (the rest was not counted)")
+    _compare_count(spec, found // 2)
     array = np.empty(spec.count, np.object_)
     end = 0
     left = b""
@@ -446,6 +451,15 @@ def _compare_count(spec: InputPlan, got: int, text: str = _OTHER_SHAPE) -> None:
     )
 
 
+def _reason(error: Exception) -> str:
+    """Returns why a decoder has rejected a list; for a string that is no number, as for any other value."""
+    reason = str(error)
+    if reason.startswith(_NO_WORD):
+        place = reason.rpartition(" - at ")[2]
+        return f"Expected `float`, got `str` - at {place} (of strings, only {_SPELLED} are numbers)"
+    return reason.replace("`float | str | null`", "`float`")
+
+
 def _begin(datatype: DataType, reason: str) -> str:
     """Returns the start of the error for data that a decoder rejects: Triton's own text if Triton rejects
     such data too.
@@ -465,9 +479,9 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
         return elements
     try:
         with np.errstate(over="ignore"):
-            array = np.array(values, spec.dtype)
+            array = np.array(values, spec.dtype)  # reads null as NaN, and the words
         infinite = np.isinf(array) if spec.datatype is DataType.FP32 else None
-        if infinite is None or not infinite.any() or np.isinf(np.array(values)[infinite]).all():
+        if infinite is None or not infinite.any() or np.isinf(np.array(values, np.float64)[infinite]).all():
             return array  # no finite number has overflowed
     except OverflowError:
         pass
@@ -497,11 +511,12 @@ def _integer(datatype: DataType) -> Any:
     ]
 
 
+_FLOAT: Any = float | None | Literal["NaN", "Infinity", "-Infinity"]
 _ELEMENTS: dict[DataType, Any] = {
     DataType.BOOL: bool,
     DataType.BYTES: str,
-    DataType.FP32: float,
-    DataType.FP64: float,
+    DataType.FP32: _FLOAT,
+    DataType.FP64: _FLOAT,
 } | {
     datatype: _integer(datatype)
     for datatype in DataType

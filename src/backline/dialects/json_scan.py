@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from backline.dialects.off_loop import stop_if_abandoned
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.values.tensor import Buffer
 
@@ -30,11 +31,14 @@ TOO_DEEP = "failed to parse the request JSON: it is nested too deeply"
 def check_keys(text: Buffer) -> None:
     """Raises PayloadTooLarge for JSON with more than MAX_KEYS keys; the contents of strings do not count.
 
-    Raises InvalidArgument instead if such JSON is also nested more than MAX_DEPTH levels deep.
+    Raises InvalidArgument instead if such JSON is also nested more than MAX_DEPTH levels deep before that.
     """
     # Most texts have few colons, and counting colons is twenty times faster than counting keys.
-    if count(text, _COLON) > MAX_KEYS and count_keys(text) > MAX_KEYS:
-        if depth(text) > MAX_DEPTH:
+    if count(text, _COLON) <= MAX_KEYS:
+        return
+    exceeded = next((end for end, keys in keys_up_to(text) if keys > MAX_KEYS), None)
+    if exceeded is not None:
+        if depth(memoryview(text)[:exceeded]) > MAX_DEPTH:
             raise InvalidArgument(TOO_DEEP)
         raise PayloadTooLarge(
             f"the request JSON has more than {MAX_KEYS} keys. Send tensors as 'data' or in binary"
@@ -68,9 +72,15 @@ def contains(text: Buffer, words: Collection[bytes]) -> bool:
     return any(word in piece for piece in pieces for word in words)
 
 
-def count_keys(text: Buffer) -> int:
-    """Returns the number of keys in all objects of well-formed JSON."""
-    return sum(int(np.count_nonzero((part == _COLON) & ~inside)) for part, _, inside in parts(text))
+def keys_up_to(text: Buffer) -> Iterator[tuple[int, int]]:
+    """Yields for each part of well-formed JSON where it ends, and the number of keys up to there in all
+    objects.
+    """
+    end = keys = 0
+    for part, _, inside in parts(text):
+        end += len(part)
+        keys += int(np.count_nonzero((part == _COLON) & ~inside))
+        yield end, keys
 
 
 def count_elements(text: Buffer) -> int:
@@ -98,6 +108,7 @@ def parts(text: Buffer, step: int = STEP) -> Iterator[tuple[np.ndarray, np.ndarr
     view = memoryview(text).cast("B")
     start, parity = 0, 0
     while start < len(view):
+        stop_if_abandoned()
         end = min(start + step, len(view))
         # Keep an escaped character in the same piece as its backslash.
         while end < len(view) and view[end - 1] == _BACKSLASH:

@@ -23,7 +23,7 @@ from backline.dialects.open_inference.configuration import explained_configurati
 from backline.dialects.open_inference.metadata import model_listing, server_metadata, visible_to
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.embedded.embedded import Embedded
-from backline.engine.control import Attempt, Change, Control, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, Control, LabelMove, Overrides, Page
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.numbers import parse_bytes, parse_whole
@@ -234,11 +234,11 @@ class InprocControl(ModelControl):
     async def move_label(self, move: LabelMove, timeout: float) -> Change:
         return await _within(timeout, self._control.move_label(move, who=self._who))
 
-    async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
-        return list(self._control.history(model, limit))
+    async def history(self, model: str, limit: int, cursor: str, timeout: float) -> Page[Change]:
+        return await self._control.history(model, limit, cursor, form=lambda page: page)
 
-    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]:
-        return list(await asyncio.to_thread(self._control.audit, limit, after))
+    async def audit(self, limit: int, after: float, cursor: str, timeout: float) -> Page[Change | Attempt]:
+        return await self._control.audit(limit, after, cursor, form=lambda page: page)
 
     async def refresh(self, timeout: float) -> None:
         await _within(timeout, self._control.refresh())

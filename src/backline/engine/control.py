@@ -5,15 +5,17 @@ settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+from msgspec import Struct, field
 
 from backline.decodable import decodable
 from backline.engine.names import check_file_path
 from backline.engine.values.tensor import Buffer
 
 LogValue: TypeAlias = bool | int | str
+Result = TypeVar("Result")
 #: A function that raises Forbidden unless the caller may change the model with this name.
 MayChange: TypeAlias = Callable[[str], None]
 
@@ -22,8 +24,7 @@ def may_change_all(model: str) -> None:
     """Allows changes to every model."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(Struct, frozen=True):
     """An entry of the log as it was written, truncated if it is very long.
 
     `number` is the number of the entry since the server started, counted from 1. `time` is in seconds since
@@ -72,8 +73,7 @@ Action = Literal[
 
 
 @decodable
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """An entry of the audit log for a change: at `time` (seconds since 1970), `who` performed `action` on a
     model.
 
@@ -92,8 +92,7 @@ class Change:
 
 
 @decodable
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """An entry of the audit log for a request to change something or to read what clients sent, or for any
     request that was refused. The request succeeded, failed or was refused at `time` (seconds since 1970).
 
@@ -113,8 +112,21 @@ class Attempt:
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RepositoryState:
+#: The maximum number of entries of a page.
+LONGEST_PAGE: Final = 1000
+Entry = TypeVar("Entry", bound=Change | Attempt)
+
+
+class Page(Struct, Generic[Entry], frozen=True):
+    """A part of the audit log or of the history, newest entry first. `cursor` is the position of the next
+    page, with older entries; it is empty if there are none.
+    """
+
+    entries: Sequence[Entry]
+    cursor: str = ""
+
+
+class RepositoryState(Struct, frozen=True):
     """The state of a repository at its last scan.
 
     `location` is a path, or a URL without secrets, and `mode` the server's model control mode. `models` are
@@ -137,8 +149,7 @@ class RepositoryState:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LabelMove:
+class LabelMove(Struct, frozen=True):
     """A change to a label of a model. The change is made only if the label points to `expected` at that
     moment; "" means that the label must not exist.
 
@@ -154,8 +165,7 @@ class LabelMove:
     expected: str = ANY_VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(Struct, frozen=True):
     """The configuration and files that a load request supplies in place of those in the repository.
 
     `config` is the text of a model configuration (config.pbtxt as JSON, the form that Triton's clients send);
@@ -184,7 +194,8 @@ class Control(Protocol):
     """Changes to the models that are served. All methods must be called on the engine's event loop. They
     raise BacklineError if the change is refused.
 
-    `who` names the caller for the audit log. The methods assume that the caller is allowed to change the
+    `who` names the caller for the audit log. A client may choose a part of this name, so `caller` is what
+    tells callers apart; by default, it is `who`. The methods assume that the caller is allowed to change the
     named model. `may_change` is called with the name of each further model that the change affects, before
     that model is changed.
     """
@@ -196,6 +207,7 @@ class Control(Protocol):
         *,
         overrides: Overrides | None = None,
         who: str,
+        caller: str = "",
         may_change: MayChange = may_change_all,
     ) -> None:
         """Loads the versions that the model's policy selects, or one further version if `version` is given.
@@ -204,7 +216,8 @@ class Control(Protocol):
         the new load is ready. Returns when all versions are ready. If a load fails, the old load continues to
         serve requests, and an error with the reason is raised.
 
-        If `overrides` make the model an ensemble, the load also affects the models that its steps call.
+        If `overrides` make the model an ensemble, the load also affects the models that its steps call. The
+        loads of files in `overrides` have a share per caller, and never delay loads from repositories.
         """
 
     async def unload(
@@ -247,13 +260,29 @@ class Control(Protocol):
     def labels(self, model: str) -> Mapping[str, str]:
         """Returns the labels of a model, and the versions that the labels point to."""
 
-    def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """Returns the most recent changes to a model (to all models if `model` is empty), newest first."""
+    async def history(
+        self, model: str = "", limit: int = 100, cursor: str = "", *, form: Callable[[Page[Change]], Result]
+    ) -> Result:
+        """Reads a page of at most `limit` changes to a model (to all models if `model` is empty), from
+        `cursor` on. Returns the result of `form`, which runs on the thread that reads the log.
+
+        Raises InvalidArgument for a cursor that no page has.
+        """
 
     def note(self, attempt: Attempt) -> None:
         """Appends an entry to the audit log."""
 
-    def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
-        """Returns the most recent entries of the audit log, newest first. Returns only entries with times
-        later than `after`, in seconds since 1970.
+    async def audit(
+        self,
+        limit: int = 100,
+        after: float = 0.0,
+        cursor: str = "",
+        *,
+        form: Callable[[Page[Change | Attempt]], Result],
+    ) -> Result:
+        """Reads a page of at most `limit` entries of the audit log, from `cursor` on, with times later than
+        `after`, in seconds since 1970. Returns the result of `form`, which runs on the thread that reads the
+        log.
+
+        Raises InvalidArgument for a cursor that no page has.
         """

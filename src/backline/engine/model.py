@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol
 
+from msgspec import Struct
+
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
@@ -65,8 +67,7 @@ class OpenSequences(Protocol):
         """Returns whether a request belongs to an open sequence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """A description, for people, of how the server runs a model version."""
 
     lane: str
@@ -114,6 +115,8 @@ class Model:
     #: Whether a request may get any number of responses. If so, calls that accept a single response are
     #: refused.
     decoupled: bool = False
+    #: Whether the model may read parameters of requests that the server does not interpret itself.
+    reads_parameters: bool = True
     signature: Signature = field(default_factory=lambda: Signature((), ()))
     max_batch_size: int = 0
     placement: Placement | None = None

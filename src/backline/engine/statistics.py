@@ -203,6 +203,17 @@ class ModelStatistics:
     #: The summaries of the latencies; None unless the server has such metrics.
     summaries: LatencySummaries | None = None
 
+    @property
+    def used(self) -> bool:
+        """Whether anything has been counted for a request to this version: a response, a run or a failure."""
+        return bool(
+            self.last_inference_ms
+            or self.batches
+            or self.timed_out
+            or (self.responses is not None and self.responses.counters)
+            or any(read(self) for read in FAILURES.values())
+        )
+
     def record_batch(
         self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
     ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from backline.engine.control import unreadable
 from backline.engine.errors import InvalidArgument, Unavailable

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from time import monotonic
 from typing import Any
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from backline.engine.config.model_config import Ensemble, ModelConfig
 from backline.engine.engine import Engine

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Literal
+
+from msgspec import Struct
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
@@ -27,7 +29,9 @@ from backline.lifecycle.servable import Servable
 from backline.lifecycle.served_model import UNLOADED_SHOWN_SECONDS, ServedModel
 from backline.lifecycle.served_models import ServedModels
 from backline.lifecycle.sleep import Sleep
+from backline.lifecycle.wanted import Source
 from backline.repository.local import LocalRepository
+from backline.repository.repository import FoundVersion
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -37,10 +41,12 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 #: Seconds after a load at which the server writes the measured memory of models to the state folder.
 _SAVE_AFTER = 0.5
+#: One sender of files may have the number of load slots divided by _SHARE, and all senders together _SENT
+#: times the number of slots.
+_SHARE, _SENT = 2, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """An event in the life of a version or, if `kind` is "replaced", of one of its instances.
 
     `reason` says why the version failed or was unloaded, or why the instance was replaced.
@@ -83,9 +89,10 @@ class Executor:
         self._saving: asyncio.Task[None] | None = None
         self._threads = LoadThreads()
         self._keys = count(1)
-        self._loading = 0
-        #: Models with loads that wait for a free load thread, in order of arrival.
-        self._waiting: dict[str, None] = {}
+        #: The number of running loads by the sender of their files, which is empty for files in repositories.
+        self._loading: Counter[str] = Counter()
+        #: Models with loads that wait for a free slot, by sender, in order of arrival.
+        self._waiting: dict[str, dict[str, None]] = {}
         #: Models with loads that ended in this turn of the event loop.
         self._ended: dict[ServedModel, None] = {}
         #: For each model and version, the fingerprint of the files that were measured, and the measurements.
@@ -101,12 +108,13 @@ class Executor:
         advanced = dict.fromkeys(names)
         for name in advanced:
             self._advance(self.models[name])
-        for name in tuple(self._waiting):
-            if self._loading >= self._options.load_threads:
-                break
-            if name not in advanced:
-                self._advance(self.models[name])
-                advanced[name] = None
+        for sender, waiting in tuple(self._waiting.items()):
+            for name in tuple(waiting):
+                if self._free_slots(sender) <= 0:
+                    break
+                if name not in advanced:
+                    self._advance(self.models[name])
+                    advanced[name] = None
         for served in self.dependencies.review():
             self._advance(served)
             advanced[served.name] = None
@@ -116,13 +124,15 @@ class Executor:
         self.models.stepped()
 
     def _advance(self, served: ServedModel) -> None:
+        target = served.change or served.target
+        sender = "" if target is None else target.source.sender
         while True:
             served.move_labels()
             served.follow_target()
             goals = served.wanted()
             # The plan includes this model's own running loads, so their slots count as available to it.
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
-            slots = self._options.load_threads - self._loading + own
+            slots = own + max(self._free_slots(sender), self._free_slots(""))
             actions = plan(goals, served.planned(), now=time.monotonic(), load_slots=slots)
             if not sum(self._carry_out(served, action) for action in actions):
                 break
@@ -131,10 +141,14 @@ class Executor:
             for one in served.held.values()
             if one.phase is not VersionPhase.DRAINING
         }
-        if any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in goals):
-            self._waiting[served.name] = None
-        else:
-            self._waiting.pop(served.name, None)
+        waits = any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in goals)
+        if waits:
+            self._waiting.setdefault(sender, {})[served.name] = None
+        for other, waiting in tuple(self._waiting.items()):
+            if served.name in waiting and not (waits and other == sender):
+                del waiting[served.name]
+                if not waiting:  # clients may come from any number of addresses
+                    del self._waiting[other]
         served.publish(
             self._engine,
             goals,
@@ -153,8 +167,10 @@ class Executor:
             case BeginLoad(goal, instead):
                 if self.dependencies.is_waiting(_config(goal)):
                     return False
-                attempt = 1 if instead is None else served.held.pop(instead).attempt + 1
-                self._begin_load(served, goal, attempt)
+                target, version = served.find(goal)
+                if self._free_slots(target.source.sender) > 0:
+                    attempt = 1 if instead is None else served.held.pop(instead).attempt + 1
+                    self._begin_load(served, goal, target.source, version, attempt)
                 return False
             case Serve(key):
                 one = served.held[key]
@@ -184,9 +200,21 @@ class Executor:
         if one.model.config.idle_unload_seconds is not None:
             self._residency.look_for_idle()
 
-    def _begin_load(self, served: ServedModel, goal: Wanted, attempt: int) -> None:
-        target, version = served.find(goal)
-        source = target.source
+    def _free_slots(self, sender: str) -> int:
+        """Returns how many more loads of files from this sender may begin now.
+
+        Security: a load may never end, so what clients send must not take the slots of the repositories, nor
+        those of other senders.
+        """
+        most, repositories = self._options.load_threads, self._loading[""]
+        if not sender:
+            return most - repositories
+        sent = self._loading.total() - repositories
+        return min(max(1, most // _SHARE) - self._loading[sender], _SENT * most - sent)
+
+    def _begin_load(
+        self, served: ServedModel, goal: Wanted, source: Source, version: FoundVersion, attempt: int
+    ) -> None:
         one = _servable_class(source.config)(
             next(self._keys),
             source.config,
@@ -197,7 +225,7 @@ class Executor:
             statistics=served.statistics(version.version),
             attempt=attempt,
             another_serves=any(other.phase is VersionPhase.READY for other in served.held.values()),
-            from_elsewhere=not (source.own_files and isinstance(source.repository, LocalRepository)),
+            from_elsewhere=bool(source.sender) or not isinstance(source.repository, LocalRepository),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
             on_redescribed=lambda one: self._load_again(served, one),
         )
@@ -205,11 +233,11 @@ class Executor:
         if source.config.ensemble is not None:
             self.dependencies.composed.add(served.name)
         log.info("loading: %s:%s", served.name, version.version)
-        self._loading += 1
+        self._loading[source.sender] += 1
         one.task = asyncio.get_running_loop().create_task(self._load(served, one))
         # The count of running loads is corrected in a callback, because a task that is cancelled before it
         # begins runs none of its own code, not even a `finally`.
-        one.task.add_done_callback(lambda _: self._load_ended(served, one))
+        one.task.add_done_callback(lambda _: self._load_ended(served, one, source.sender))
 
     def _load_again(self, served: ServedModel, one: Servable) -> None:
         """Loads a remote version again although its files are the same, because the servers that run it have
@@ -256,10 +284,12 @@ class Executor:
             if one.measured is not None:
                 self._measured[model.name, model.version] = (one.fingerprint, one.measured)
 
-    def _load_ended(self, served: ServedModel, one: Servable) -> None:
+    def _load_ended(self, served: ServedModel, one: Servable, sender: str) -> None:
         if one.phase is VersionPhase.LOADING:  # the load was cancelled
             served.held.pop(one.key, None)
-        self._loading -= 1
+        self._loading[sender] -= 1
+        if not self._loading[sender]:
+            del self._loading[sender]
         if not self._ended:
             asyncio.get_running_loop().call_soon(self._advance_ended)
         self._ended[served] = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from backline.engine.control import Action, Change
 from backline.engine.model import NO_VERSION, Model, ModelState
 from backline.engine.names import version_order
-from backline.lifecycle.audit_log import AuditLog
+from backline.lifecycle.audit_thread import AuditThread
 from backline.lifecycle.executor import Step
 from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.served_model import ServedModel
@@ -43,8 +44,7 @@ _AUDITED: Mapping[str, Action] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class LoadEvent:
+class LoadEvent(Struct, frozen=True):
     """The end of an attempt to load a version at startup. `seconds` is the duration of a successful load.
     `done` of `total` loads have ended so far, not counting failed loads that will be retried.
     """
@@ -66,7 +66,7 @@ class Journal:
     to the audit log too. Replacements of instances are always written there.
     """
 
-    def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
+    def __init__(self, audit: AuditThread, *, audit_steps: bool) -> None:
         self._audit = audit
         self._audit_steps = audit_steps
         self._on_event: OnEvent | None = None

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from backline.engine.control import (
     Attempt,
@@ -16,7 +17,9 @@ from backline.engine.control import (
     LabelMove,
     MayChange,
     Overrides,
+    Page,
     RepositoryState,
+    Result,
     may_change_all,
     unreadable,
 )
@@ -24,6 +27,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
 from backline.lifecycle.audit_log import AuditLog
+from backline.lifecycle.audit_thread import AuditThread
 from backline.lifecycle.changes import load_failed
 from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.holdings import Holdings
@@ -63,7 +67,7 @@ class Lifecycle:
             )
         self._sources = Sources(repositories, namespacing=options.namespacing)
         self.state_folder = folder = options.state_folder or default_state_folder(self._sources.locations)
-        self._audit = AuditLog(folder)
+        self._audit = AuditThread(AuditLog(folder))
         self._journal = Journal(self._audit, audit_steps=options.mode == "poll")
         self._shared = Shared(engine, options, folder)
         self._executor = Executor(
@@ -123,7 +127,7 @@ class Lifecycle:
             self._engine.started()
         else:
             self._awaiting = loop.create_task(self._await_repositories())
-        self._labelling.start()
+        self._labelling.start(follow=self._options.mode != "none")
         if self._options.mode == "poll":
             self._watching = loop.create_task(self._holdings.watch())
 
@@ -153,6 +157,7 @@ class Lifecycle:
             await self._shared.cache.close()
         await self._sources.close()
         self._overriding.close()
+        await self._audit.close()
 
     async def refresh(self) -> None:
         await self._holdings.look()
@@ -165,12 +170,13 @@ class Lifecycle:
         *,
         overrides: Overrides | None = None,
         who: str,
+        caller: str = "",
         may_change: MayChange = may_change_all,
     ) -> None:
         self._check_loading()
         async with self._changing(model, version):
             await self._holdings.look()
-            source = await self._source(model, overrides)
+            source = await self._source(model, overrides, caller or who)
             try:
                 if overrides is not None:
                     self._check_steps(source, may_change)
@@ -248,9 +254,9 @@ class Lifecycle:
         selected, _ = select(source.versions, source.found.config.version_policy)
         return Target(source, frozenset({version}), frozenset(selected) - {version})
 
-    async def _source(self, model: str, overrides: Overrides | None) -> Source:
+    async def _source(self, model: str, overrides: Overrides | None, caller: str) -> Source:
         try:
-            return await self._overridden(model, overrides)
+            return await self._overridden(model, overrides, caller)
         except CreationFault as fault:
             held = self._holdings.find(model)
             newest = held.versions[-1] if held is not None and held.versions else FIRST_VERSION
@@ -258,9 +264,9 @@ class Lifecycle:
         except InvalidArgument as error:
             raise InvalidArgument(unreadable(model, error.message)) from None
 
-    async def _overridden(self, model: str, overrides: Overrides | None) -> Source:
+    async def _overridden(self, model: str, overrides: Overrides | None, caller: str) -> Source:
         if overrides is not None and overrides.files:
-            return await self._overriding.source(model, overrides)
+            return await self._overriding.source(model, overrides, caller)
         source = self._holdings.source(model)
         found, text = self._configurations.get(model, (None, None))
         if overrides is not None:
@@ -385,14 +391,23 @@ class Lifecycle:
     def labels(self, model: str) -> Mapping[str, str]:
         return self._engine.labels(model)
 
-    def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        return self._audit.history(model, limit)
+    async def history(
+        self, model: str = "", limit: int = 100, cursor: str = "", *, form: Callable[[Page[Change]], Result]
+    ) -> Result:
+        return await self._audit.read(lambda audit: form(audit.history(model, limit, cursor)))
 
     def note(self, attempt: Attempt) -> None:
         self._audit.append(attempt)
 
-    def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
-        return self._audit.entries(limit, after)
+    async def audit(
+        self,
+        limit: int = 100,
+        after: float = 0.0,
+        cursor: str = "",
+        *,
+        form: Callable[[Page[Change | Attempt]], Result],
+    ) -> Result:
+        return await self._audit.read(lambda audit: form(audit.entries(limit, after, cursor)))
 
     def check_changeable(self, what: str) -> None:
         if self._options.mode == "none":

@@ -118,4 +118,6 @@ class ModelCalls:
 
 
 def _specs(specs: Iterable[TensorSpec]) -> list[Spec]:
-    return [Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional) for spec in specs]
+    return [
+        Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional, json=spec.json) for spec in specs
+    ]

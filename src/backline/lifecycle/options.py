@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from msgspec import Struct
 
 from backline.engine.errors import InvalidArgument
 
@@ -47,8 +48,7 @@ def runs_apart(mode: IsolateMode, *, from_elsewhere: bool) -> bool:
     return mode == "workers" and from_elsewhere
 
 
-@dataclass(frozen=True, slots=True)
-class LifecycleOptions:
+class LifecycleOptions(Struct, frozen=True):
     """Options that decide which models are served, how they are loaded, and which limits they share."""
 
     mode: ControlMode = "none"
@@ -71,7 +71,7 @@ class LifecycleOptions:
     #: The number of times that a failed load is retried, unless the model's configuration sets it.
     load_retries: int = 0
     #: The model files to try in a separate process; see IsolateMode. All values except "never" need Linux.
-    isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
+    isolate: IsolateMode = "new" if TRIALS_WORK else "never"
     #: Seconds after which a process that tries a model file, or a worker that loads one with a runtime, is
     #: killed.
     load_timeout_seconds: float = 600.0

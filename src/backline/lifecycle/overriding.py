@@ -6,8 +6,9 @@ import asyncio
 import os
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from backline.backends.registry import FORMATS
 from backline.engine.config.model_config import ModelConfig
@@ -47,9 +48,9 @@ class OverridingFiles:
         self._lock = -1
         self._folders: dict[str, Path] = {}
 
-    async def source(self, name: str, overrides: Overrides) -> Source:
-        """Writes a load request's files, and returns the model in them. Raises InvalidArgument if the request
-        has no configuration, or if its configuration or files are unusable.
+    async def source(self, name: str, overrides: Overrides, sender: str) -> Source:
+        """Writes the files of a load request from `sender`, and returns the model in them. Raises
+        InvalidArgument if the request has no configuration, or if its configuration or files are unusable.
         """
         if overrides.config is None:
             # Triton's text.
@@ -59,7 +60,7 @@ class OverridingFiles:
         try:
             repository = LocalRepository(place / "models", formats=FORMATS)
             found = await repository.scan()
-            return Source(name, found[0], repository, own_files=False)
+            return Source(name, found[0], repository, sender=sender)
         except BaseException:
             _remove(place)
             raise

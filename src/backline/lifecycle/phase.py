@@ -130,6 +130,7 @@ class StandIn(ShownVersion):
         model.signature, model.max_batch_size = loaded.signature, loaded.max_batch_size
         model.backend, model.platform, model.placement = loaded.backend, loaded.platform, loaded.placement
         model.scheduling, model.statistics = loaded.scheduling, loaded.statistics
+        model.reads_parameters = loaded.reads_parameters
 
     def show_load(self, *, loading: bool, progress: LoadProgress | None) -> None:
         """Shows whether a load is running and, if known, its progress."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from backline.lifecycle.phase import VersionPhase
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """A version that should be served. A new `fingerprint` requires another load; new `settings` do not.
 
     If `loaded` is false, the version is only registered, and its first request will load it. If `serve` is
@@ -26,8 +26,7 @@ class Wanted:
     serve: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class HeldVersion:
+class HeldVersion(Struct, frozen=True):
     """One load of a version, in any phase from LOADING on.
 
     `retry_at` is the time when a failed load is retried (time.monotonic()); None for never. `replaced_by`
@@ -48,8 +47,7 @@ class HeldVersion:
     dismissed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BeginLoad:
+class BeginLoad(Struct, frozen=True):
     """The action that loads a version. `instead` is the key of the failed load that this load retries, if
     any.
     """
@@ -58,23 +56,20 @@ class BeginLoad:
     instead: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Serve:
+class Serve(Struct, frozen=True):
     """The action that opens a loaded version to requests, in place of an older load of the same version."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(Struct, frozen=True):
     """The action that gives a serving version new settings."""
 
     key: int
     wanted: Wanted
 
 
-@dataclass(frozen=True, slots=True)
-class Unload:
+class Unload(Struct, frozen=True):
     """The action that takes a version out of service, waits for its requests to complete, and frees the
     version.
     """
@@ -82,15 +77,13 @@ class Unload:
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     """The action that aborts a running load. The planner repeats this action until the load has ended."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(Struct, frozen=True):
     """The action that discards a failed load."""
 
     key: int

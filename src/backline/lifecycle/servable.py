@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, InvalidArgument
@@ -250,6 +251,7 @@ class Servable(ShownVersion):
         self._show_memory(warm.memory)
         model.placement = maker.placement(loaded, instances)
         model.decoupled = loaded.decoupled
+        model.reads_parameters = loaded.reads_parameters
         self._tell(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)

@@ -8,7 +8,9 @@ import posixpath
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from backline.engine.config.model_config import ModelConfig, VersionPolicy
 from backline.engine.control import RepositoryState, unreadable
@@ -23,15 +25,14 @@ from backline.repository.repository import FoundModel, FoundVersion, Repository
 log = logging.getLogger("backline.lifecycle")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """A model in a repository, and the `name` under which it is served."""
 
     name: str
     found: FoundModel
     repository: Repository
-    #: Whether the files are those in the repository, rather than sent with a load request.
-    own_files: bool = True
+    #: The caller that sent the files with a load request; empty if they are the repository's own.
+    sender: str = ""
     #: For an ensemble in a server with namespaces: maps each model name that a step may use to the name under
     #: which that model is served.
     siblings: Mapping[str, str] = field(default_factory=dict)
@@ -59,8 +60,7 @@ class Source:
         return replace(self, found=replace(self.found, versions=tuple(versions), problem=""))
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """The versions of one model that should be served.
 
     These are the versions that the version policy selects, plus those `added` by load requests, minus those

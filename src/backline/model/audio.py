@@ -39,25 +39,8 @@ class AudioHint(OrNone):
         """Decodes a sound file, and converts it to the hint's rate and number of channels. Returns an FP32
         array: [samples] if the hint has one channel, otherwise [channels, samples].
         """
-        samples, rate = read_sound(data, limit, self.rate, self.channels)
-        samples = self._mixed(samples)
-        if rate != self.rate and len(samples):
-            samples = _soxr().resample(samples, rate, self.rate)
+        samples, _ = read_sound(data, limit, self.rate, self.channels)
         return np.ascontiguousarray(samples[:, 0] if self.channels == 1 else samples.T)
-
-    def _mixed(self, samples: np.ndarray) -> np.ndarray:
-        """Converts samples to the expected number of channels: mixes all channels into one, or copies one
-        channel to all. Raises InvalidArgument for any other conversion.
-        """
-        found = samples.shape[1]
-        if found == self.channels:
-            return samples
-        if self.channels == 1:
-            mixed: np.ndarray = samples.mean(axis=1, keepdims=True, dtype=np.float32)
-            return mixed
-        if found == 1:
-            return np.repeat(samples, self.channels, axis=1)
-        raise InvalidArgument(f"the audio has {found} channels, expected {self.channels} or 1")
 
     def encode(self, value: Any) -> bytes:
         """Encodes an array of floats between -1 and 1, [samples] or [channels, samples], as a file: WAV and
@@ -81,8 +64,8 @@ class AudioHint(OrNone):
 
 
 class Audio(Array):
-    """Sound, sent as a file and passed to the model as an FP32 array. The file can be WAV, FLAC, OGG, MP3 or
-    any other format that libsndfile reads; if PyAV is installed, also M4A, AAC and WebM.
+    """Sound, sent as a file and passed to the model as an FP32 array. The file can be WAV, FLAC, OGG, MP3,
+    AIFF, AU or CAF; if PyAV is installed, also M4A, AAC and WebM.
 
     `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` is two channels at 44.1 kHz, [2,
     samples]. An output becomes a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`.

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     Array = np.ndarray
 else:
     Array = object
-#: The default limit for the size of a decoded image or sound, in bytes. There has to be a limit because a
-#: small file may decode to a huge array.
-DECODED_LIMIT: Final = 256 << 20
+#: The default limit for the memory, in bytes, that decoding an image or sound takes, all copies included.
+#: There has to be a limit because a small file may decode to a huge array.
+DECODED_LIMIT: Final = 512 << 20
 
 
 class OrNone:
@@ -193,8 +193,8 @@ class Media(Protocol):
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes a file. Raises InvalidArgument if the file is invalid, or if the result would have more
-        than `limit` bytes.
+        """Decodes a file. Raises InvalidArgument if the file is invalid, or if decoding it would take more
+        than `limit` bytes of memory, as far as its header says.
         """
 
     def encode(self, value: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -16,6 +17,31 @@ _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _WRITTEN: Final = ("PNG", "JPEG", "WEBP")
 #: The exceptions, apart from Pillow's own, that Pillow raises for a file that it cannot decode.
 _UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, OverflowError)
+_JPEG: Final = ("JPEG", "MPO")
+#: The scans of a JPEG file, each of which goes over all pixels however few bytes it has. Encoders write about
+#: ten.
+_MOST_SCANS: Final = 100
+#: A marker of a JPEG file that begins a segment: not one of those that stand alone (ITU-T T.81, table B.1).
+_SEGMENT: Final = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_SCAN: Final = b"\xda"
+_END: Final = b"\xd9"
+#: The compressions of TIFF files, and by number of BMP files, that are decoded. Others take time or memory
+#: out of proportion: LZMA, JPEG with any number of scans in each of many parts, and the run lengths of BMP,
+#: which Pillow decodes in Python.
+_PACKINGS: Final = (
+    "raw",
+    "tiff_lzw",
+    "tiff_adobe_deflate",
+    "tiff_deflate",
+    "packbits",
+    "group3",
+    "group4",
+    "tiff_ccitt",
+    0,  # none
+    3,  # none, with masks for the channels
+)
+#: The rows that are converted to an array at a time.
+_STRIP: Final = 128
 _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 
@@ -47,22 +73,51 @@ class ImageHint(OrNone):
         pillow = _pillow()
         try:
             with pillow.open(io.BytesIO(data), formats=_READ) as image:
-                size = image.width * image.height * max(len(image.getbands()), _CHANNELS[self.mode], 1)
+                size = image.width * image.height * self._bytes_per_pixel(image)
                 if size > limit:
                     raise InvalidArgument(
-                        f"the image of {image.width} x {image.height} pixels has {size} bytes"
-                        f" when it is decoded, more than {limit}: send a smaller image, or raise the model's"
+                        f"the image of {image.width} x {image.height} pixels takes {size} bytes of memory to"
+                        f" decode, more than {limit}: send a smaller image, or raise the model's"
                         " decoded_limit_bytes"
                     )
+                if image.format in _JPEG and _scans(data) > _MOST_SCANS:
+                    raise InvalidArgument(
+                        f"the image cannot be decoded: it has more than {_MOST_SCANS} scans, each of which"
+                        " takes as long as the whole image; save it with fewer"
+                    )
+                packing = image.info.get("compression", "raw")
+                if packing not in _PACKINGS:
+                    raise InvalidArgument(
+                        f"the image cannot be decoded: its compression {packing} is not one of"
+                        f" {', '.join(map(str, _PACKINGS))}; save it as PNG"
+                    )
                 image.load()
-                upright = library("PIL.ImageOps", "an image", "Pillow", "image").exif_transpose(image)
-                if self.as_object:
-                    return upright
-                return np.array(_in_eight_bits(upright).convert(self.mode))
+                library("PIL.ImageOps", "an image", "Pillow", "image").exif_transpose(image, in_place=True)
+                return image if self.as_object else self._array(image)
         except (*_UNREADABLE, pillow.DecompressionBombError) as error:
             unknown = isinstance(error, pillow.UnidentifiedImageError)
             reason = f"it is none of {', '.join(_READ)}" if unknown else str(error)
             raise InvalidArgument(f"the image cannot be decoded: {reason}") from None
+
+    def _bytes_per_pixel(self, image: Any) -> int:
+        """Returns the bytes of memory per pixel that decoding takes at most, with all copies."""
+        stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;") else 4
+        # A rotated image is a copy, and so is what the model gets.
+        size = stored * 3 if self.as_object else stored + max(stored, _CHANNELS[self.mode], 1)
+        if image.format == "WEBP":  # libwebp has two canvases, its own pixels, and a copy for Pillow
+            size += 16
+        if image.info.get("progressive"):  # libjpeg keeps the coefficients of all scans
+            size += 2 * len(image.getbands())
+        return size
+
+    def _array(self, image: Any) -> np.ndarray:
+        """Converts an image in strips, so that there is no other copy of the whole image."""
+        channels = _CHANNELS[self.mode]
+        array = np.empty((image.height, image.width, *([channels] if channels else [])), np.uint8)
+        for top in range(0, image.height, _STRIP):
+            strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+            array[top : top + _STRIP] = _in_eight_bits(strip).convert(self.mode)
+        return array
 
     def encode(self, value: Any) -> bytes:
         """Encodes an array or a Pillow image as a file."""
@@ -123,6 +178,17 @@ def image_hint(hint: Any) -> ImageHint | None:
 
 def _pillow() -> Any:
     return library("PIL.Image", "an image", "Pillow", "image")
+
+
+def _scans(data: bytes) -> int:
+    """Counts the scans of a JPEG file, up to one more than are allowed. Finds the segments as libjpeg does,
+    which skips what does not belong to any.
+    """
+    scans = at = 0
+    while scans <= _MOST_SCANS and (found := _SEGMENT.search(data, at)) and found[1] != _END:
+        scans += found[1] == _SCAN
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
 
 
 def _in_eight_bits(image: Any) -> Any:

@@ -13,11 +13,17 @@ from backline.model.hints import library
 
 log = logging.getLogger("backline.model")
 
-_FORMATS: Final = "WAV, FLAC, OGG, MP3, AIFF and other formats of libsndfile, and with PyAV M4A, AAC and WebM"
+_FORMATS: Final = "WAV, FLAC, OGG, MP3, AIFF, AU and CAF, and with PyAV M4A, AAC and WebM"
 #: FFmpeg may run only these decoders: the contents of a file, which are not trusted, determine the decoder.
 #: Video is never decoded.
 _CODECS: Final = ("aac", "alac", "flac", "mp3float", "mp3", "opus", "libopus", "vorbis", "libvorbis")
 _ITEM: Final = np.dtype(np.float32).itemsize
+#: The samples, of all channels, that are decoded at a time.
+_BLOCK: Final = 1 << 20
+#: The sampling rates in Hz. Conversion from a much higher one takes seconds for a single sample, and from a
+#: much lower one a few bytes become seconds of work.
+_LOWEST_RATE: Final = 1000
+_HIGHEST_RATE: Final = 1_000_000
 #: The length in the header of an MP3 file may be wrong by up to this many samples: two MP3 frames.
 _MP3_TOLERANCE: Final = 2 * 1152
 #: A program that writes a sound file to a pipe does not know the size in advance, so it writes this number or
@@ -28,51 +34,112 @@ _UNKNOWN_SIZE: Final = 0x7F000000
 def read_sound(
     data: bytes, limit: int, rate_wanted: int = 0, channels_wanted: int = 0
 ) -> tuple[np.ndarray, int]:
-    """Decodes a sound file. Returns an FP32 array [samples, channels] and the sampling rate.
+    """Decodes a sound file. Returns an FP32 array [samples, channels] and the sampling rate. Both are the
+    wanted ones if they are given, otherwise those of the file.
 
     If the file is truncated, decodes the part that is present, and logs a warning. Raises InvalidArgument if
-    nothing can be decoded, or if the decoded sound has more than `limit` bytes, either with its own rate and
-    channels, or with the wanted rate and number of channels.
+    nothing can be decoded, or if the decoded sound has more than `limit` bytes.
     """
+    sound = _Sound(rate_wanted, channels_wanted, limit)
     container = _container(data)
-    if container:
-        samples, rate, short = _read_container(data, container, limit)
-    else:
-        samples, rate, short = _read_file(data, limit, rate_wanted, channels_wanted)
-    check_size(len(samples) * rate_wanted // rate * channels_wanted * _ITEM, limit)
+    short = _read_container(data, container, sound) if container else _read_file(data, sound)
     if short:
-        if not len(samples):
+        if not sound.decoded:
             raise InvalidArgument(f"the audio cannot be decoded: the file is cut short, {short}")
         log.warning("a sound file is cut short: %s", short)
-    return samples, rate
+    return sound.samples(), sound.rate
 
 
-def check_size(size: int, limit: int) -> None:
-    """Raises InvalidArgument if a decoded sound of `size` bytes is larger than `limit`."""
-    if size > limit:
-        raise InvalidArgument(
-            f"the audio has {size} bytes when it is decoded, more than {limit}: send a shorter recording, or"
-            " raise the model's decoded_limit_bytes"
-        )
+class _Sound:
+    """A sound that is decoded in blocks. Each block is converted to the wanted rate and number of channels
+    at once, so that there is no second copy of the whole sound.
+    """
+
+    def __init__(self, rate: int, channels: int, limit: int) -> None:
+        self.rate = rate
+        self._channels = channels
+        self._limit = limit
+        self._resampler: Any = None
+        self._samples = bytearray()
+        #: The number of samples that are decoded, and the sampling rate of the file.
+        self.decoded = 0
+        self.rate_found = 0
+
+    def begin(self, rate: int, channels: int, announced: int) -> None:
+        """Takes what the file's header says. Raises InvalidArgument for a rate or number of channels that
+        cannot be converted, and for a sound that is too large.
+        """
+        self.rate_found = rate
+        self.rate = self.rate or rate
+        self._channels = self._channels or channels
+        self._check_size(announced * self.rate // max(rate, 1) * self._channels * _ITEM)
+        if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+            raise InvalidArgument(
+                f"the audio has {rate} samples a second, expected {_LOWEST_RATE} to {_HIGHEST_RATE}; resample"
+                " it"
+            )
+        if channels != self._channels and 1 not in (channels, self._channels):
+            raise InvalidArgument(f"the audio has {channels} channels, expected {self._channels} or 1")
+        if rate != self.rate:
+            soxr = library("soxr", "audio", "soxr", "audio")
+            # One channel that is to be copied is resampled once.
+            self._resampled = min(channels, self._channels)
+            self._resampler = soxr.ResampleStream(rate, self.rate, self._resampled)
+
+    def add(self, block: np.ndarray, *, last: bool = False) -> None:
+        """Takes samples, FP32 [samples, channels]. Raises InvalidArgument if the sound is now too large."""
+        self.decoded += len(block)
+        if block.shape[1] > self._channels:  # many channels are mixed into one
+            block = block.mean(axis=1, keepdims=True, dtype=np.float32)
+        if self._resampler is not None:
+            block = self._resampler.resample_chunk(np.ascontiguousarray(block), last=last)
+        if block.shape[1] < self._channels:
+            block = np.repeat(block, self._channels, axis=1)
+        self._samples += np.ascontiguousarray(block).data.cast("B") if block.size else b""
+        self._check_size(len(self._samples))
+
+    def samples(self) -> np.ndarray:
+        if self._resampler is not None and self.decoded:
+            self.add(np.zeros((0, self._resampled), np.float32), last=True)
+        return np.frombuffer(self._samples, np.float32).reshape(-1, self._channels)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limit:
+            raise InvalidArgument(
+                f"the audio has {size} bytes when it is decoded, more than {self._limit}: send a shorter"
+                " recording, or raise the model's decoded_limit_bytes"
+            )
 
 
 # Reading with libsndfile
 
 
-def _read_file(
-    data: bytes, limit: int, rate_wanted: int, channels_wanted: int
-) -> tuple[np.ndarray, int, str]:
-    """Returns the samples, the rate, and what is missing if the file is truncated; "" if it is complete."""
+def _read_file(data: bytes, sound: _Sound) -> str:
+    """Decodes a file into `sound`. Returns what is missing if the file is truncated; "" if it is complete."""
+    if not _known(data):
+        raise InvalidArgument(f"the audio cannot be decoded: it is none of {_FORMATS}; {_start(data)}")
     soundfile = library("soundfile", "audio", "soundfile", "audio")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate, frames = file.samplerate, file.frames
-            check_size(frames * file.channels * _ITEM, limit)
-            check_size(frames * rate_wanted // rate * channels_wanted * _ITEM, limit)
-            samples = file.read(dtype="float32", always_2d=True)
+            announced = file.frames
+            sound.begin(file.samplerate, file.channels, announced)
+            while len(block := file.read(_BLOCK // file.channels, dtype="float32", always_2d=True)):
+                sound.add(block)
     except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as error:
         raise InvalidArgument(f"the audio cannot be decoded: {_reason(error, data)}") from None
-    return samples, rate, _missing(data, len(samples), frames, rate)
+    return _missing(data, sound.decoded, announced, sound.rate_found)
+
+
+def _known(data: bytes) -> bool:
+    """Returns whether a file has one of the formats that are decoded with libsndfile, which knows more."""
+    start, kind = data[:4], data[8:12]
+    return (
+        (start in {b"RIFF", b"RIFX", b"RF64"} and kind == b"WAVE")
+        or (start == b"FORM" and kind in {b"AIFF", b"AIFC"})
+        or start in {b"fLaC", b"OggS", b".snd", b"caff"}
+        or data[:3] == b"ID3"
+        or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0)
+    )
 
 
 def _missing(data: bytes, got: int, announced: int, rate: int) -> str:
@@ -128,8 +195,8 @@ def _container(data: bytes) -> str:
     return ""
 
 
-def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, int, str]:
-    """Returns the samples, the rate, and what is missing if the file is truncated; "" if it is complete."""
+def _read_container(data: bytes, format: str, sound: _Sound) -> str:
+    """Decodes a file into `sound`. Returns what is missing if the file is truncated; "" if it is complete."""
     name = {"mp4": "M4A", "matroska": "WebM"}.get(format, "AAC")
     try:
         av = library("av", name, "PyAV", "aac")
@@ -137,8 +204,10 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
         raise InvalidArgument(f"the audio cannot be decoded: {missing.message}") from None
     # A file must not be able to make FFmpeg open other files, or run decoders that sound does not need.
     options = {"protocol_whitelist": "none", "codec_whitelist": ",".join(_CODECS)}
+    # From version 19, PyAV accepts titles and names in any encoding, and has no option for it.
+    lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
-        with av.open(io.BytesIO(data), format=format, options=options, metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(data), format=format, options=options, **lenient) as container:
             track = next(iter(container.streams.audio), None)
             if track is None or track.codec_context.name not in _CODECS:
                 raise InvalidArgument(
@@ -148,7 +217,9 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
             # An AAC file without a container only has an estimated length.
             known = format != "aac" and track.duration is not None
             announced = float(track.duration * track.time_base) if known else 0.0
-            return _decoded(av, container, track, announced, limit)
+            return _decoded(av, container, track, announced, sound)
+    except MemoryError:  # PyAV's is an FFmpegError too
+        raise
     except (av.FFmpegError, ValueError, LookupError, OverflowError) as error:
         reason = "its index is missing" if format == "mp4" and b"moov" not in data else _short(error)
         raise InvalidArgument(
@@ -156,35 +227,30 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
         ) from None
 
 
-def _decoded(
-    av: Any, container: Any, track: Any, announced: float, limit: int
-) -> tuple[np.ndarray, int, str]:
-    parts: list[np.ndarray] = []
+def _decoded(av: Any, container: Any, track: Any, announced: float, sound: _Sound) -> str:
     resampler: Any = None
-    rate = size = 0
     broken = ""
     try:
         for frame in container.decode(track):
             if resampler is None:
                 rate = frame.sample_rate
-                check_size(int(announced * rate) * frame.layout.nb_channels * _ITEM, limit)
+                sound.begin(rate, frame.layout.nb_channels, int(announced * rate))
                 # Converts only the sample format: planar floats, one row for each channel.
                 resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
             for part in resampler.resample(frame):
-                parts.append(part.to_ndarray())
-                size += parts[-1].nbytes
-            check_size(size, limit)
+                sound.add(part.to_ndarray().T)
+    except MemoryError:
+        raise
     except av.FFmpegError as error:
         broken = _short(error)
         if resampler is None:
             raise
     if resampler is None:
         raise ValueError("it has no sound")
-    samples = np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)
-    seconds = len(samples) / rate
+    seconds = sound.decoded / sound.rate_found
     if seconds < announced - 0.1:
-        return samples, rate, f"it has {seconds:.1f} of {announced:.1f} seconds of sound"
-    return samples, rate, f"it has {seconds:.1f} seconds of sound, then: {broken}" if broken else ""
+        return f"it has {seconds:.1f} of {announced:.1f} seconds of sound"
+    return f"it has {seconds:.1f} seconds of sound, then: {broken}" if broken else ""
 
 
 def _short(error: Exception) -> str:

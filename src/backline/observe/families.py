@@ -7,13 +7,15 @@ has to fill in numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import accumulate
 from time import monotonic_ns
 from typing import TypeAlias
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from backline.engine.latency_summaries import LatencySummaries, LatencySummary
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model
 from backline.engine.statistics import (
     FAILURES,
     FIRST_RESPONSE_FAMILY,
@@ -34,16 +36,17 @@ _BUCKETS = range(5, 27)
 _LABELS, _VERSION = "\0", "\1"
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyTemplate:
+class FamilyTemplate(Struct, frozen=True):
     """The comment lines of a metric, and the function that formats the samples of a version.
 
-    With `if_any`, the comment lines are left out if no version has samples.
+    With `if_any`, the comment lines are left out if no version has samples. With `from_first_use`, versions
+    that have counted nothing yet have no samples.
     """
 
     comment: str
     write: Write
     if_any: bool = False
+    from_first_use: bool = False
 
 
 def _single(name: str, kind: str, text: str, read: Callable[[Model], float]) -> FamilyTemplate:
@@ -189,14 +192,13 @@ def _calls(name: str, text: str, read: Callable[[Duration], float]) -> FamilyTem
     return FamilyTemplate(comment(name, "counter", text), write)
 
 
-def _states() -> FamilyTemplate:
+def _state() -> FamilyTemplate:
     name = "backline_model_state"
-    lines = "".join(f'{name}{{{_LABELS},state="{state.value}"}} %d\n' for state in ModelState)
-
-    def write(model: Model, labels: str) -> str:
-        return (lines % tuple([model.state is state for state in ModelState])).replace(_LABELS, labels)
-
-    return FamilyTemplate(comment(name, "gauge", "1 for the current state of the model version"), write)
+    line = f'{name}{{%s,state="%s"}} 1\n'
+    return FamilyTemplate(
+        comment(name, "gauge", "1 for the current state of the model version"),
+        lambda model, labels: line % (labels, model.state.value),
+    )
 
 
 _COUNTS: tuple[FamilyTemplate, ...] = (
@@ -212,9 +214,6 @@ _COUNTS: tuple[FamilyTemplate, ...] = (
             ("BACKEND", lambda s: s.fail.count),
             ("OTHER", lambda s: s.rejected_invalid),
         ),
-    ),
-    _by_reason(
-        "backline_request_failures_total", "Failed requests, by detailed reason", tuple(FAILURES.items())
     ),
     _counter(
         "nv_inference_count", "Inferences; a request of batch size n counts n", lambda s: s.inference_count
@@ -281,42 +280,57 @@ _GAUGES: tuple[FamilyTemplate, ...] = (
     ),
 )
 _DETAILS: tuple[FamilyTemplate, ...] = (
-    _responses(),
     _single("backline_model_ready", "gauge", "Whether the model version can serve", lambda m: int(m.ready)),
-    _executions(),
-    _counter(
-        "backline_execution_timeouts_total",
-        "Runs that exceeded execution_timeout_seconds",
-        lambda s: s.timed_out,
-    ),
-    _single(
-        "backline_stuck_runs",
-        "gauge",
-        "Runs past their timeout that cannot be interrupted and still continue",
-        lambda m: m.statistics.stuck,
-    ),
-    _calls("backline_model_calls_total", "Calls from this model to another, by outcome", lambda d: d.count),
-    _calls(
-        "backline_model_call_seconds_total",
-        "Time of calls from this model to another, until the last response",
-        lambda d: d.ns / 1e9,
-    ),
-    _states(),
+    _state(),
     _single(
         "backline_model_memory_bytes",
         "gauge",
         "Resident memory of the model version",
         lambda m: m.memory_bytes,
     ),
-    _histogram(
-        "backline_request_duration_seconds",
-        "Time from arrival to response",
-        lambda s: s.latency,
-        lambda s: s.success.ns,
-    ),
-    _histogram(
-        "backline_queue_duration_seconds", "Time in the queue", lambda s: s.queueing, lambda s: s.queue.ns
-    ),
+)
+#: These have most of the samples of a version, and most versions on a server of thousands are seldom used.
+#: Triton's counters, which alerts need from the start, are not among them.
+_DETAILS_OF_USE: tuple[FamilyTemplate, ...] = tuple(
+    replace(family, from_first_use=True)
+    for family in (
+        _by_reason(
+            "backline_request_failures_total", "Failed requests, by detailed reason", tuple(FAILURES.items())
+        ),
+        _responses(),
+        _executions(),
+        _counter(
+            "backline_execution_timeouts_total",
+            "Runs that exceeded execution_timeout_seconds",
+            lambda s: s.timed_out,
+        ),
+        _single(
+            "backline_stuck_runs",
+            "gauge",
+            "Runs past their timeout that cannot be interrupted and still continue",
+            lambda m: m.statistics.stuck,
+        ),
+        _calls(
+            "backline_model_calls_total", "Calls from this model to another, by outcome", lambda d: d.count
+        ),
+        _calls(
+            "backline_model_call_seconds_total",
+            "Time of calls from this model to another, until the last response",
+            lambda d: d.ns / 1e9,
+        ),
+        _histogram(
+            "backline_request_duration_seconds",
+            "Time from arrival to response",
+            lambda s: s.latency,
+            lambda s: s.success.ns,
+        ),
+        _histogram(
+            "backline_queue_duration_seconds",
+            "Time in the queue",
+            lambda s: s.queueing,
+            lambda s: s.queue.ns,
+        ),
+    )
 )
 
 
@@ -392,5 +406,6 @@ def families(config: MetricsConfig) -> tuple[FamilyTemplate, ...]:
         *_GAUGES,
         *((_first_responses(),) if config.histograms else ()),
         *_DETAILS,
+        *_DETAILS_OF_USE,
         *(_summaries(config.quantiles) if config.summaries else ()),
     )

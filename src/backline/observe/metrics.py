@@ -114,8 +114,10 @@ class Metrics:
         texts = [[family.comment] for family in self._families]
         for model in self._engine.models():
             labels = _labels(model, self._engine.namespaces.get(model.name))
+            used = model.statistics.used
             for family, text in zip(self._families, texts, strict=True):
-                text.append(family.write(model, labels))
+                if used or not family.from_first_use:
+                    text.append(family.write(model, labels))
             yield ""
         for family, text in zip(self._families, texts, strict=True):
             if not family.if_any or any(text[1:]):

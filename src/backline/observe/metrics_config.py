@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from backline.engine.errors import InvalidArgument
 
@@ -12,8 +14,7 @@ _QUANTILES: Final = "summary_quantiles"
 _SWITCHES: Final = ("counter_latencies", "histogram_latencies", "summary_latencies")
 
 
-@dataclass(frozen=True, slots=True)
-class MetricsConfig:
+class MetricsConfig(Struct, frozen=True):
     """The selection of latency metrics: sums of latencies, histograms of first responses, and summaries with
     `quantiles`.
     """

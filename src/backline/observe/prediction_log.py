@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -51,8 +51,7 @@ _DATATYPES = {
 _NUMBERS = {datatype: number for number, (datatype, _) in _DATATYPES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedRequest:
+class LoggedRequest(Struct, frozen=True):
     """A predict request in a file. `number` is the number of the request's record, counted from 1; `outputs`
     is None if all outputs are requested.
 

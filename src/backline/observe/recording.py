@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from backline.engine.engine import Engine
 from backline.engine.errors import (
@@ -45,8 +46,7 @@ def recorded_file(folder: Path, model: str) -> Path:
     return folder.joinpath("warmup", quote(model, safe="") + ".tfrecord")
 
 
-@dataclass(frozen=True, slots=True)
-class RecordingState:
+class RecordingState(Struct, frozen=True):
     """The progress of a recording: `recorded` of `count` requests, with `bytes` bytes in total. `reason` says
     why the recording ended early or failed, or that a request was too large to be recorded.
     """

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class ScalingPolicy:
+
+class ScalingPolicy(Struct, frozen=True):
     """The rules for how many servers are wanted. Times are in seconds.
 
     A server is fully used if it has, on average over `window`, `target` requests in flight, including queued
@@ -35,8 +35,7 @@ class ScalingPolicy:
     stabilization: float = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class DemandCounters:
+class DemandCounters(Struct, frozen=True):
     """The demand on a server since its start: the total time, in seconds, that requests have spent in the
     server, the number of requests, and the number of requests that were refused because they would have been
     late.
@@ -63,8 +62,7 @@ class DemandCounters:
 NO_DEMAND: Final = DemandCounters()
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingSignal:
+class ScalingSignal(Struct, frozen=True):
     """The average number of requests in flight as a fraction of the target, and the number of servers that
     this load needs.
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
+from msgspec import structs
+
 from backline.client.ray_directory import NAMESPACE, controller_name, join_ray, replica_urls, require_ray
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument
 from backline.lifecycle.options import ALL_MODELS
@@ -149,9 +151,9 @@ def deployment(
 
     options = options or ServerOptions(repositories)
     if target_in_flight is not None:
-        options = replace(options, target_in_flight=target_in_flight)
+        options = structs.replace(options, target_in_flight=target_in_flight)
     spec = ReplicaSpec(
-        replica_options(replace(options, repositories=repositories)),
+        replica_options(structs.replace(options, repositories=repositories)),
         dict(ray_actor_options or {}),
         revision,
         states=keeper_name(name) if keep_sequences else "",

@@ -9,8 +9,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from backline.client.ray_directory import require_ray
 from backline.engine.errors import BacklineError

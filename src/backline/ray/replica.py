@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import ray
+from msgspec.structs import replace
 
 from backline.client.background_loop import BackgroundLoop
 from backline.lifecycle.options import LifecycleOptions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final
 
@@ -42,9 +41,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
 
 
 #: The names of the fields whose changes cause a load, and a function that returns the values of these fields.
-_RELEVANT: Final = tuple(
-    field.name for field in fields(ModelConfig) if field.name not in _APPLIED_WITHOUT_LOAD
-)
+_RELEVANT: Final = tuple(name for name in ModelConfig.__struct_fields__ if name not in _APPLIED_WITHOUT_LOAD)
 _values_of: Final = attrgetter(*_RELEVANT)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import fault_in_name, printable
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(Struct, frozen=True):
     """A file in a repository.
 
     `identity` changes when the content changes: on disk it consists of the modification time, the size and
@@ -32,8 +32,7 @@ def place_below(location: str, path: str) -> str:
     return f"{location.rstrip('/')}{'#' if in_archive else '/'}{path}"
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """All files below the folder or URL `location`. Paths are relative to it, such as "add1/1/model.onnx".
 
     `folders` contains all folders, including empty folders, which do not exist in object stores. A folder
@@ -62,8 +61,7 @@ class Listing:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """A folder in the repository `namespace`: its listing, and its path below the root of the repository (""
     for the root itself).
     """

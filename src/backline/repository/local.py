@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from msgspec import Struct
+
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.repository.configuration import ConfigFiles
@@ -40,8 +42,7 @@ _PAUSES = 3.0
 LONGEST_REST = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """A file as it was when it was last checked: its path, its identity, and the number of seconds since it
     was written.
     """

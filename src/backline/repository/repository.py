@@ -5,9 +5,10 @@ archives.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
+
+from msgspec import Struct, field
 
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
@@ -18,8 +19,7 @@ OnBytes = Callable[[int, int], None]
 EXAMPLES: Final = "examples"
 
 
-@dataclass(frozen=True, slots=True)
-class FoundVersion:
+class FoundVersion(Struct, frozen=True):
     """A version in a repository.
 
     `path` is the path of the model's file, or of its folder for some formats, below the root of the
@@ -37,8 +37,7 @@ class FoundVersion:
     examples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FoundModel:
+class FoundModel(Struct, frozen=True):
     """A model in a repository.
 
     `versions` has all versions, oldest first; the version policy decides later which of them are served.
@@ -63,8 +62,7 @@ def _nothing_to_check() -> None:
     """The `check` for files that only the server writes, so they cannot have changed since the scan."""
 
 
-@dataclass(frozen=True, slots=True)
-class FetchedVersion:
+class FetchedVersion(Struct, frozen=True):
     """A version on local disk: its model file or folder, and the model's folder (with warmup/ and labels).
 
     The paths of the version's files are relative to `root`. Call `check` on a thread before the files are
@@ -74,7 +72,7 @@ class FetchedVersion:
     root: Path
     path: Path
     model_folder: Path
-    check: Callable[[], None] = field(default=_nothing_to_check, compare=False)
+    check: Callable[[], None] = _nothing_to_check
 
 
 class Repository(Protocol):

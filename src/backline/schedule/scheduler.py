@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
 from time import monotonic, monotonic_ns
+
+from msgspec import Struct, field
 
 from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.statistics import ModelStatistics
@@ -38,8 +40,7 @@ _SHORTEST_WAIT = 0.001
 _SWEEP_PAUSE = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """The settings for queueing and batching the requests to a model version. They can be replaced while
     requests are queued.
     """

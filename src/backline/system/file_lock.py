@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import sys
 import threading
@@ -14,6 +16,13 @@ if sys.platform != "win32":
     import fcntl
 
 _POLL_SECONDS = 0.05
+
+
+class LockHeld(OSError):
+    """Raised if another process does not release a lock in time."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(errno.ETIMEDOUT, f"another process holds the lock '{file}'")
 
 
 class Stopped(Exception):
@@ -40,17 +49,17 @@ def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def edited(file: Path) -> Iterator[None]:
+def edited(file: Path, within: float = math.inf) -> Iterator[None]:
     """Holds a lock in a `with` block that reads a file, changes its contents and replaces it.
 
     Without the lock, two processes that do so at the same time could undo each other's change. The lock is an
     empty file next to the one that `file` names or links to, and is removed after the block. Raises OSError,
-    which names `file`, if the lock cannot be created.
+    which names `file`, if the lock cannot be created or is not free within that many seconds.
     """
     target = file.resolve()
     lock = target.with_name(f".{target.name}.lock")
     try:
-        descriptor = _lock_current(lock)
+        descriptor = lock_current(lock, within=within)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(file)) from None
     try:
@@ -61,15 +70,22 @@ def edited(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock_current(file: Path) -> int:
+def lock_current(file: Path, mode: int = 0o600, within: float = math.inf) -> int:
     """Waits for the lock on a file that its holders remove. Returns the descriptor that holds the lock or, if
-    the file system does not support locks, a descriptor without a lock.
+    the file system does not support locks, a descriptor without a lock. Raises LockHeld if another process
+    holds the lock for longer than `within` seconds.
     """
+    end = time.monotonic() + within
     while True:
-        descriptor = open_lock(file)
+        descriptor = open_lock(file, mode)
         try:
             while not try_lock(descriptor):
+                if time.monotonic() > end:
+                    os.close(descriptor)
+                    raise LockHeld(file)
                 time.sleep(_POLL_SECONDS)
+        except LockHeld:
+            raise
         except OSError:  # the file system does not support locks
             return descriptor
         with contextlib.suppress(FileNotFoundError):
@@ -78,9 +94,9 @@ def _lock_current(file: Path) -> int:
         os.close(descriptor)  # the holder has removed this file, and another process may lock its successor
 
 
-def open_lock(file: Path) -> int:
+def open_lock(file: Path, mode: int = 0o600) -> int:
     """Opens a file as a descriptor for `try_lock`. Closing the descriptor releases the lock."""
-    return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    return os.open(file, os.O_RDWR | os.O_CREAT, mode)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:

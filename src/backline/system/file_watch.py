@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 #: Seconds between checks of the files.
 WATCH_INTERVAL = 1.0
 
 #: Numbers that change when a file's content changes; None if there is no file.
 FileState: TypeAlias = tuple[int, int, int] | None
+Result = TypeVar("Result")
 
 
 class FileWatch:
@@ -22,8 +24,9 @@ class FileWatch:
     files that belong together, such as a certificate and its key: no program can replace several files in one
     step.
 
-    The files are checked on a thread of the event loop's executor, because a disk or a file server may not
-    respond for minutes. Only the constructor and `mark_read` check them on the caller's thread.
+    The files are checked on a thread, because a disk or a file server may not respond for minutes. Only the
+    constructor and `mark_read` check them on the caller's thread. Security: the threads belong to this watch,
+    because no work that clients cause may delay the revocation of a key.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class FileWatch:
         self._loop = loop
         self._settle = settle
         self._closed = False
+        # Two, so that a read that does not end delays no later one.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="file-watch")
         self._looking: asyncio.Future[list[FileState]] | None = None
         self._reported = self._seen = self._states()
         self._timer = loop.call_later(WATCH_INTERVAL, self._look)
@@ -48,13 +53,18 @@ class FileWatch:
         self._timer.cancel()
         if self._looking is not None:
             self._looking.cancel()
+        self._threads.shutdown(wait=False)
+
+    def run(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Runs `work`, such as reading the changed files, on a thread of this watch."""
+        return self._loop.run_in_executor(self._threads, work)
 
     def mark_read(self) -> None:
         """Discards a change that has not been reported yet, because the caller is about to read the files."""
         self._reported = self._seen = self._states()
 
     def _look(self) -> None:
-        self._looking = self._loop.run_in_executor(None, self._states)
+        self._looking = self.run(self._states)
         self._looking.add_done_callback(partial(self._compare, self._seen))
 
     def _compare(self, before: list[FileState], looking: asyncio.Future[list[FileState]]) -> None:

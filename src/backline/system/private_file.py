@@ -4,43 +4,73 @@ environments.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from typing import Final
+
+from backline.system.file_lock import lock_current, try_lock
+
+#: The ending of the names of files that are to replace others.
+_NEW: Final = ".new"
 
 
 @contextmanager
-def replacement(path: Path, mode: int = 0o600, *, durable: bool = False) -> Iterator[Path]:
+def replacement(
+    path: Path, mode: int = 0o600, *, durable: bool = False, inherit: bool = True
+) -> Iterator[Path]:
     """Creates an empty file with mode 0600, which replaces `path` at the end of the `with` block.
 
-    The new file then gets the owner, group and mode of `path`, or `mode` if there is no such file. If `path`
-    is a symbolic link, the file that it points to is replaced. If the block raises, `path` does not change.
-    A reader never sees a partly written file. If `durable`, the new file survives a power failure: its
-    contents are on disk before it replaces `path`, and its name is on disk at the end of the block. Raises
-    OSError, which names `path` and not the new file.
+    The new file then gets the owner, group and mode of `path`, or `mode` if there is no such file; without
+    `inherit`, it is created with `mode`, less the process's umask. If `path` is a symbolic link, the file
+    that it points to is replaced. If the block raises, `path` does not change. A reader never sees a partly
+    written file. If `durable`, the new file survives a power failure: its contents are on disk before it
+    replaces `path`, and its name is on disk at the end of the block. Removes the new files of processes that
+    were killed in such a block. Raises OSError, which names `path` and not the new file.
     """
     target = path.resolve()
-    # The module tempfile would import compression libraries, which few servers need.
-    new = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        remove_left_over(path)
+        # The module tempfile would import compression libraries, which few servers need.
+        new = target.with_name(f".{target.name}.{os.urandom(4).hex()}{_NEW}")
+        # While the file is locked, no other process takes it for left over.
+        held = lock_current(new, 0o600 if inherit else mode)
         try:
             yield new
             if durable:
                 with new.open("ab") as written:
                     os.fsync(written.fileno())
-            _set_access(new, target, mode)
+            if inherit:
+                _set_access(new, target, mode)
             new.replace(target)
             if durable:
                 sync_folder(target.parent)
         except BaseException:
             new.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(held)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def remove_left_over(path: Path) -> None:
+    """Removes the files that were to replace `path`, if the processes that wrote them were killed."""
+    target = path.resolve()
+    for found in target.parent.glob(f".{escape(target.name)}.*{_NEW}"):
+        with suppress(OSError):  # another process may have removed it, or the file system has no locks
+            # Security: in a folder that users share, one of them may have put a link here.
+            descriptor = os.open(found, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if try_lock(descriptor):
+                    found.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager
@@ -98,6 +128,36 @@ def _set_access(new: Path, path: Path, mode: int) -> None:
         return
     else:
         new.chmod(stat.S_IMODE(found.st_mode))
+
+
+class NotRegular(OSError):
+    """Raised if something else, such as a folder or a named pipe, is in the place of a file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EINVAL, "it is not a regular file", path)
+
+
+def check_regular(path: Path) -> None:
+    """Raises NotRegular if `path` exists and is not a regular file. Ignores what cannot be looked at, because
+    opening it will raise an error that says why.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise NotRegular(str(path))
+
+
+def regular(path: str, flags: int) -> int:
+    """Opens a regular file, and creates it with mode 0600 if the flags say so; serves as the `opener` of
+    `open`. Raises NotRegular for anything else: to open a named pipe would block forever.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegular(path)
+    return descriptor
 
 
 def private(path: str, flags: int) -> int:

@@ -9,7 +9,8 @@ import re
 import signal
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from backline.system.memory import resident_bytes
 
@@ -19,8 +20,7 @@ _MAPPING = rb"(?m)^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)\n((?:[A-Z]\w*: .*
 _SIZE = rb"(?m)^(\w+):\s+(\d+) kB"
 
 
-@dataclass(frozen=True, slots=True)
-class PageCounts:
+class PageCounts(Struct, frozen=True):
     """The resident bytes of a process. Several processes may map the same `files` and `shared` memory."""
 
     anonymous: int = 0
@@ -111,8 +111,7 @@ def sessions(leaders: Iterable[int]) -> dict[int, list[int]]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
+class Footprint(Struct, frozen=True):
     """Memory in bytes: `own` memory of a process, and the mapped `files`, which other processes may share."""
 
     own: int = 0

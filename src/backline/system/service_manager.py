@@ -10,14 +10,14 @@ import os
 import socket
 from collections.abc import MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 #: The file descriptor of the first passed socket.
 _FIRST = 3
 
 
-@dataclass(frozen=True, slots=True)
-class PassedSocket:
+class PassedSocket(Struct, frozen=True):
     """A listening socket that the service manager has opened, and the name of the socket in the unit file."""
 
     listening: socket.socket

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from msgspec import Struct
 
 from backline.wire.limits import BodyLimit
 
@@ -20,8 +21,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Fields: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(Struct, frozen=True):
     """A client certificate that the handshake has verified.
 
     `subject` has the attributes of the subject, such as "CN=app", and `names` the subject alternative names,
@@ -33,8 +33,7 @@ class Certificate:
     expires: float
 
 
-@dataclass(frozen=True, slots=True)
-class Ingress:
+class Ingress(Struct, frozen=True):
     """How a connection reached the server. All requests of a connection share one Ingress.
 
     `local` is true for a Unix socket, and `metrics_only` for a port that serves only metrics and health
@@ -106,6 +105,15 @@ class HttpRequest(ABC):
     @abstractmethod
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         """Starts a response of unknown length (chunked in HTTP/1.1). Call this once, instead of `respond`."""
+
+    def count_as_stream(self) -> None:
+        """Makes the request count as a stream, and not as a request in flight. Call this before `stream` if
+        the response may last for hours, such as one that reports events until the client disconnects.
+
+        The client is disconnected if it leaves part of the response unread for `progress_timeout`, even if it
+        reads other parts. Raises ConnectionRefusedError if too many streams are open.
+        """
+        return
 
     def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
         """Accepts a WebSocket handshake, in place of `respond`. `protocol` is one of the subprotocols that
@@ -236,8 +244,7 @@ class StreamCall(Call):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Denial:
+class Denial(Struct, frozen=True):
     """The reason why a request is refused: the HTTP status and fields, or the gRPC status code."""
 
     status: int
@@ -253,8 +260,7 @@ class Denial:
 Bound: TypeAlias = BodyLimit | Denial | None
 
 
-@dataclass(frozen=True, slots=True)
-class UnaryMethod:
+class UnaryMethod(Struct, frozen=True):
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
     The handler may raise RpcError. `limit_of(call, beginning)` returns the limit of a large message, given
@@ -270,8 +276,7 @@ class UnaryMethod:
     limit_of: Callable[[Call, Buffer], Bound] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StreamMethod:
+class StreamMethod(Struct, frozen=True):
     """A streaming gRPC method: a coroutine that takes a StreamCall.
 
     Callers need the permission `scope` for every model. With `lists`, they need it for at least one model,
@@ -317,25 +322,24 @@ class Gate(ABC):
         """Returns the header fields without which a web page could not read the refusal of its request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Application:
+class Application(Struct, frozen=True):
     """Everything that the wire needs to know about an application to serve it.
 
     `http` responds to an HTTP request; it must not raise. `rpc` maps gRPC paths (b"/package.Service/Method")
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the
-    wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` returns
-    whether a request, such as a health probe, is served under any load: an orchestrator would restart a busy
-    server that refuses its probes. Vital requests must be cheap. With `keeps_spelling`, the headers of
-    HTTP/1.1 requests are SpelledFields. `takes_websocket(path)` returns whether a path accepts WebSocket
-    handshakes; the wire refuses them on any other path. `body_limit(method, path)` returns the limit of a
-    large body.
+    wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(method, path)`
+    returns whether a request, such as a health probe, is served under any load: an orchestrator would restart
+    a busy server that refuses its probes. Vital requests must be cheap; over HTTP, they are answered without
+    their body. With `keeps_spelling`, the headers of HTTP/1.1 requests are SpelledFields.
+    `takes_websocket(path)` returns whether a path accepts WebSocket handshakes; the wire refuses them on any
+    other path. `body_limit(method, path)` returns the limit of a large body.
     """
 
     http: Callable[[HttpRequest], None]
     rpc: Mapping[bytes, UnaryMethod | StreamMethod]
     render_error: Callable[[int, str], tuple[bytes, bytes]]
     gate: Gate
-    is_vital: Callable[[bytes], bool] = lambda path: False
+    is_vital: Callable[[bytes, bytes], bool] = lambda method, path: False
     keeps_spelling: bool = False
     takes_websocket: Callable[[bytes], bool] = lambda path: False
     body_limit: Callable[[bytes, bytes], Bound] = lambda method, path: None

@@ -18,6 +18,7 @@ from backline.wire.tls import read_certificate
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
 from backline.wire.uploads import FREE, Uploads
+from backline.wire.vital import VitalRequests
 
 #: The Retry-After field of 503 responses, in seconds.
 RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
@@ -54,6 +55,7 @@ class Wire:
         "turns",
         "unsent",
         "uploads",
+        "vital",
     )
 
     def __init__(
@@ -76,10 +78,11 @@ class Wire:
         self.connections: set[Connection] = set()
         #: The time (time.monotonic()) before which no connection needs `sweep`.
         self.next_check = 0.0
-        #: The number of requests and unary calls being received or not yet answered.
+        #: The number of requests and unary calls being received or not yet answered, without vital requests.
         self.requests = 0
-        #: The number of open streaming calls and WebSockets.
+        #: The number of open streaming calls, WebSockets and event streams of the console.
         self.streams = 0
+        self.vital = VitalRequests(limits)
         self.peers = Peers(limits)
         #: The total size of the bodies of unanswered requests and of responses waiting to be sent (see
         #: `Unsent`).
@@ -160,23 +163,42 @@ class Connection(asyncio.Protocol):
         self.reserved = True
         self.max_requests = -1
 
-    def overload(self, path: bytes) -> str | None:
-        """Returns what the server has too many of, such as "requests in flight", or None if the request is
-        acceptable.
+    def overload(self) -> str | None:
+        """Returns what the server has too many of, such as "requests in flight", or None if a request that is
+        not vital is acceptable.
 
         Call this if `wire.requests` exceeds `max_requests`; below that number, no peer can exceed its share.
         """
         wire = self.wire
         if self.reserved:
-            what = "connections"
-        elif (
+            return "connections"
+        full = (
             wire.requests > wire.limits.max_concurrent_requests
             or self.peer.requests > wire.peers.max_requests
-        ):
-            what = "requests in flight"
-        else:
-            return None
-        return None if wire.application.is_vital(path) else what
+        )
+        return "requests in flight" if full else None
+
+    def admit_stream(self) -> None:
+        """Counts a stream until `stream_ends`. Raises ConnectionRefusedError if too many are open."""
+        self.stream_begins()
+        if self.has_too_many_streams:
+            self.stream_ends()
+            raise ConnectionRefusedError("too many streams are open")
+
+    def stream_begins(self) -> None:
+        """Counts a stream until `stream_ends` is called."""
+        self.wire.streams += 1
+        self.peer.streams += 1
+
+    def stream_ends(self) -> None:
+        self.wire.streams -= 1
+        self.peer.streams -= 1
+
+    @property
+    def has_too_many_streams(self) -> bool:
+        """Whether the streams of the server or of the peer exceed their limit."""
+        wire = self.wire
+        return wire.streams > wire.limits.max_streams or self.peer.streams > wire.peers.max_streams
 
     @abstractmethod
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:

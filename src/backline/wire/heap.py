@@ -4,9 +4,6 @@ responses.
 
 from __future__ import annotations
 
-import asyncio
-
-from backline.system.library_pages import release_library_pages
 from backline.system.memory import resident_bytes, trim
 from backline.wire.connection import Wire
 
@@ -30,18 +27,9 @@ class Heap:
         #: bodies and responses held at that time.
         self._lowest = resident_bytes()
         self._timer = wire.loop.call_later(INTERVAL, self._look)
-        self._release: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         self._timer.cancel()
-        if self._release is not None:
-            self._release.cancel()
-
-    def started(self) -> None:
-        """Schedules the release of library memory that was needed only during startup."""
-        self._release = self._wire.loop.call_later(
-            INTERVAL, self._wire.loop.run_in_executor, None, release_library_pages
-        )
 
     def _look(self) -> None:
         self._timer = self._wire.loop.call_later(INTERVAL, self._look)

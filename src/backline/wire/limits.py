@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 #: The advice in the error for a body that exceeds `max_body_size`, in Triton's words: both servers have the
 #: option that it names.
@@ -11,8 +11,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 
-@dataclass(frozen=True, slots=True)
-class BodyLimit:
+class BodyLimit(Struct, frozen=True):
     """The maximum size of a request body or gRPC message in bytes, with text for the error that a larger body
     causes.
 
@@ -28,8 +27,7 @@ class BodyLimit:
         return f"{what} exceeds the maximum of {self.size} bytes{self.whose}. {self.advice}"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """The limits of a server. Sizes are in bytes, times in seconds, and rates per second and connection."""
 
     #: The maximum size of the request line and header fields (HTTP/1.1), or of the uncompressed header list
@@ -52,8 +50,12 @@ class Limits:
     #: The maximum number of requests and unary calls being received or not yet answered, over all
     #: connections.
     max_concurrent_requests: int = 4096
-    #: The maximum number of open streaming gRPC calls and WebSockets, over all connections. They are counted
-    #: separately from requests, because they may be idle for hours.
+    #: The maximum number of vital requests, such as health probes, that are not yet answered, over all
+    #: connections, of which one client address may have a quarter. They are counted separately from requests.
+    #: Above this, the oldest of them gives way to the newest.
+    max_vital_requests: int = 1024
+    #: The maximum number of open streaming gRPC calls, WebSockets and event streams of the console, over all
+    #: connections. They are counted separately from requests, because they may be idle for hours.
     max_streams: int = 4096
     #: The maximum share of `max_connections`, `max_concurrent_requests` and `max_streams` that one client
     #: address may use: above 0, up to 1.
@@ -78,8 +80,9 @@ class Limits:
     #: The maximum number of HTTP/2 frames that the server handles for one connection before other connections
     #: get their turn.
     frames_per_turn: int = 256
-    #: The maximum time that the server spends on one connection before other connections get their turn.
-    seconds_per_turn: float = 0.002
+    #: The maximum time that the server spends on one connection before other connections get their turn. The
+    #: turns of many busy connections add up: a client waits for those of all others.
+    seconds_per_turn: float = 0.001
     #: The maximum average rate of idle frames, beyond those that answered requests and sent DATA frames
     #: allow. Idle frames are HTTP/2 frames that carry nothing or almost nothing (such as RST_STREAM,
     #: WINDOW_UPDATE, SETTINGS, PING and tiny DATA frames), and messages below 16 bytes in streaming gRPC
@@ -98,4 +101,17 @@ class Limits:
     #: The minimum rate, averaged over progress_timeout, at which a client must read while more than
     #: max_unsent_bytes are queued for it.
     min_taking_rate: float = 1 * KIB
+    #: The minimum rate, averaged over progress_timeout, at which a client must send the body of a request or
+    #: a message that it has begun.
+    min_sending_rate: float = 256.0
     listen_backlog: int = 4096
+
+    @property
+    def least_taken(self) -> int:
+        """The number of bytes that a client must read within progress_timeout, at least 1."""
+        return max(1, int(self.min_taking_rate * self.progress_timeout))
+
+    @property
+    def least_sent(self) -> int:
+        """The number of bytes of a body that a client must send within progress_timeout, at least 1."""
+        return max(1, int(self.min_sending_rate * self.progress_timeout))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from math import ceil
+from typing import TYPE_CHECKING
 
 from backline.wire.limits import Limits
+
+if TYPE_CHECKING:
+    from backline.wire.vital import VitalRequest
 
 #: The number of leading bytes of an IPv6 address that identify a peer. They form a /64: a site has at least
 #: one /64 (RFC 6177), and a host can use any of its addresses.
@@ -16,7 +20,7 @@ _IPV6_PREFIX = 8
 class Peer:
     """One client address, with the numbers of its connections, requests and streams."""
 
-    __slots__ = ("address", "connections", "requests", "streams")
+    __slots__ = ("address", "connections", "requests", "streams", "vital")
 
     def __init__(self, address: str | bytes) -> None:
         self.address = address
@@ -25,6 +29,8 @@ class Peer:
         self.requests = 0
         #: The part of `wire.streams` that belongs to this peer.
         self.streams = 0
+        #: The part of `wire.vital` that belongs to this peer, oldest first.
+        self.vital: dict[VitalRequest, None] = {}
 
 
 class Peers:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
 
 from backline.system.file_watch import FileWatch
 from backline.wire.application import Certificate
@@ -31,8 +32,7 @@ class TlsFileError(ValueError):
     """Raised when a TLS file cannot be used. The message names the file and the problem."""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
+class TlsFiles(Struct, frozen=True):
     """Paths of PEM files. With `client_ca`, clients must present a certificate signed by that CA (mutual
     TLS), but if `client_auth` is "optional", clients without a certificate are admitted as well.
     """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, repeat
 from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
+from msgspec.structs import replace
 
 from backline.engine.config.joining import BatchInput, Cut, Joining, Padding
 from backline.engine.config.reshape import Reshapes, reshape_arrays

@@ -45,6 +45,7 @@ _WHERE = "errors in a request say where they are"
 _SAID = "errors describe the invalid request"
 _STRICT = "what Triton ignores is refused"
 _CRASHES = "what crashes Triton is refused"
+_MISSING = "missing values are NaN"
 _LABELS = "versions that are not numbers are unknown"
 _LOADS = "load failures name the file"
 _CODE = "code that a request brings is not executed"
@@ -110,6 +111,7 @@ DIFFERENCES: dict[str, tuple[Any, str, str]] = {
     "no JSON": (400, "failed to parse the request JSON buffer: ", _WHERE),
     "half JSON": (400, "failed to parse the request JSON buffer: ", _WHERE),
     "a registration that is no JSON": (400, "failed to parse the request JSON buffer: ", _WHERE),
+    "null among numbers": (200, '{"model_name": "echo"', _MISSING),
     "no classes": (400, "Unable to set 'classification'", _STRICT),
     "classes of texts": (400, "class result not available for output 'y'", _CRASHES),
     "parameters of an input that are a list": (400, "failed to parse the request JSON: ", _STRICT),

@@ -77,7 +77,7 @@ def test_a_promotion_at_one_server_moves_the_other(home: Homes, repository: Path
             await promote(other, "2")
             await until(lambda: points_to(one) == "2")
             assert await one.answer() == 2
-            told = [change for change in other.lifecycle.history("add1") if change.label]
+            told = [change for change in await other.history("add1") if change.label]
             assert [(change.who, change.version, change.before) for change in told] == [
                 ("Ada", "2", "1"),
                 ("Ada", "1", ""),
@@ -223,3 +223,22 @@ def test_a_server_that_is_cut_off_keeps_serving_and_refuses_changes(
 def test_labels_of_a_server_without_changes_cannot_be_shared(home: Homes, repository: Path) -> None:
     with pytest.raises(InvalidArgument, match="--model-control-mode poll or explicit, or without --labels"):
         home(repository, labels="repository")
+
+
+def test_two_servers_on_one_state_folder_follow_each_other(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        add(repository, "1", "2", "3")
+        async with (
+            home(repository, mode="poll") as one,
+            home(repository, mode="poll") as other,
+        ):
+            await promote(one, "1")
+            await until(lambda: points_to(other) == "1")
+            assert await other.answer() == 1
+            await promote(other, "2")
+            await until(lambda: points_to(one) == "2")
+            assert await one.answer() == 2
+            told = [change for change in await one.history("add1") if change.label]
+            assert [(change.version, change.before) for change in told] == [("2", "1"), ("1", "")]
+
+    asyncio.run(scenario())

@@ -47,6 +47,23 @@ def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     assert not content.unchanged
 
 
+def test_files_are_recognised_without_reading_them_unless_they_were_written_just_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = put(tmp_path / "one", a="1", b="2")
+    assert VersionContent(folder, ["a", "b"]).identity == ""
+
+    monkeypatch.setattr("backline.lifecycle.loading.version_load._SETTLED_NS", 0)
+    known = VersionContent(folder, ["a", "b"]).identity
+    assert known
+    assert VersionContent(folder, ["b", "a"]).identity == known
+    assert VersionContent(folder, ["a"]).identity != known
+    times = (folder / "a").stat()
+    (folder / "a").write_text("3")
+    os.utime(folder / "a", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert VersionContent(folder, ["a", "b"]).identity != known
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         VersionContent(tmp_path, ["a"])
@@ -70,8 +87,7 @@ def test_a_small_file_is_read_with_one_call(tmp_path: Path, monkeypatch: pytest.
         return read(file, size)
 
     monkeypatch.setattr(os, "read", counted)
-    VersionContent(folder, ["a"])
-
+    assert VersionContent(folder, ["a"]).digest
     assert sizes == [2]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import count
+from collections.abc import Callable
+from itertools import count, pairwise
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
-from backline.lifecycle.loading import run_time
+from backline.lifecycle.loading import run_time, trial_runs
 from backline.lifecycle.loading.run_time import (
     RunTimes,
     choose_batch_limit,
@@ -22,7 +24,7 @@ from backline.lifecycle.loading.run_time import (
     time_spread,
 )
 from backline.lifecycle.loading.trial_inputs import NORMAL
-from backline.lifecycle.loading.trial_runs import Trial
+from backline.lifecycle.loading.trial_runs import Trial, time_run
 from backline.system.cores import usable_cores
 from support.networks import FLOAT, INT64, build, floats, ints, node
 
@@ -150,6 +152,87 @@ def test_the_batch_limit_is_the_smallest_that_is_nearly_best() -> None:
     )
     assert choose_batch_limit({1: 10 * US}, overhead=0, longest=1.0) == 1
     assert choose_batch_limit({1: 10 * US, 2: 11 * US}, overhead=0, longest=10.5 * US) == 1
+
+
+def test_a_model_is_batched_while_it_is_undecided_whether_that_saves_time() -> None:
+    """Because batches were proved, and one request per run may cost most of the throughput."""
+    slow = RunTimes({1: 8 * MS, 2: 16 * MS, 4: 32 * MS}, undecided=True)
+    quick = RunTimes({1: 100 * US, 2: 200 * US, 4: 400 * US, 8: 800 * US}, undecided=True)
+
+    assert (plan(slow, cores=2).batch_limit, plan(slow, cores=2, max_batch=8).batch_limit) == (64, 8)
+    assert (
+        "(undecided whether smaller ones would do, because the machine was busy)"
+        in plan(slow, cores=2).reason
+    )
+    assert (plan(quick, cores=2).lane, plan(quick, cores=2).batch_limit) == ("inline", 4)
+    assert plan(quick, cores=2, max_batch=0).batch_limit == 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that have passed, for code that measures: only models pass time."""
+    now = [0.0]
+    for module in (run_time, trial_runs):
+        monkeypatch.setattr(module, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trial_runs, "process_time", lambda: now[0])
+    monkeypatch.setattr(trial_runs, "seconds_without_core", lambda: 0.0)
+    monkeypatch.setattr(run_time, "seconds_of_threads_without_core", lambda: 0.0)
+    return now
+
+
+class Disturbed:
+    """A model that gains from batches: a run takes 2 ms of `clock`, whatever its batch. Each run takes
+    `extra(sizes)` seconds longer, as when other work interrupts it; `sizes` has the batch sizes of all runs
+    so far.
+    """
+
+    signature = Signature(
+        (TensorSpec("x", DataType.FP32, (-1, 2)),), (TensorSpec("y", DataType.FP32, (-1, 2)),)
+    )
+
+    def __init__(self, clock: list[float], extra: Callable[[list[int]], float]) -> None:
+        self._clock = clock
+        self._extra = extra
+        self._sizes: list[int] = []
+
+    def run(self, inputs, outputs) -> list[np.ndarray]:
+        self._sizes.append(len(inputs["x"]))
+        self._clock[0] += 2 * MS + self._extra(self._sizes)
+        return [inputs["x"]]
+
+
+def test_a_disturbance_while_larger_batches_are_timed_does_not_end_batching(clock: list[float]) -> None:
+    # It begins after the runs of one item, and ends while the first pass still times small batches.
+    times = measure(Disturbed(clock, lambda sizes: 10 * MS if 9 < len(sizes) <= 17 else 0.0), 64)
+
+    assert plan(times, cores=2).batch_limit >= 32
+
+
+def test_a_disturbance_without_an_end_leaves_the_limit_undecided(clock: list[float]) -> None:
+    def extra(sizes: list[int]) -> float:
+        later_pass = (4, 1) in pairwise(sizes)
+        return 20 * MS * sizes[-1] if later_pass and sizes[-1] > 1 else 0.0
+
+    times = measure(Disturbed(clock, extra), 4)
+
+    assert times.undecided
+    assert plan(times, cores=2, max_batch=4).batch_limit == 4
+
+
+def test_time_without_a_core_is_not_time_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = count()
+    monkeypatch.setattr(
+        "backline.lifecycle.loading.trial_runs.seconds_without_core", lambda: next(waited) * MS
+    )
+
+    begin = perf_counter()
+    measured = time_run()
+    while perf_counter() < begin + 3 * MS:
+        pass
+    seconds = measured().seconds
+    whole = perf_counter() - begin
+
+    assert seconds <= whole - 1 * MS
 
 
 def test_every_batch_size_of_a_small_model_is_measured(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from backline.engine.config.instance_group import InstanceGroup, Resource
 from backline.engine.config.model_config import ModelConfig, QueuePolicy, VersionPolicy

@@ -91,6 +91,9 @@ class Handlers:
                 [bytes(int(request.query))],
                 compressible=True,
             )
+        elif request.path == b"/events":
+            request.count_as_stream()
+            self.task = asyncio.get_running_loop().create_task(self.events(request))
         elif request.path == b"/stream":
             self.task = asyncio.get_running_loop().create_task(self.stream(request, int(request.query)))
         else:
@@ -110,6 +113,17 @@ class Handlers:
             self.cancelled.set()
             return
         body.close()
+
+    async def events(self, request: HttpRequest) -> None:
+        """Sends events until the client disconnects."""
+        body = request.stream(200, [(b"content-type", b"text/plain")])
+        try:
+            while True:
+                await body.send(b"event")
+                self.arrived.set()
+                await asyncio.sleep(0.01)
+        except ConnectionResetError:
+            self.cancelled.set()
 
     def hold(self, call: UnaryCall, message: Buffer) -> None:
         call.on_abandon = self.cancelled.set

@@ -188,7 +188,7 @@ def test_smaller_header_table_is_applied_in_the_next_block(served: Served) -> No
 def test_responses_that_wait_for_each_other_are_not_reset() -> None:
     with serve(sweep_interval=1000) as served, FrameClient(served.port) as client:
         for number in range(1, 33, 2):
-            client.request(number, "/large?10000")
+            client.request(number, "/large?60000")
         now = time.monotonic()
         ended: set[int] = set()
         for step in range(110):
@@ -197,8 +197,28 @@ def test_responses_that_wait_for_each_other_are_not_reset() -> None:
                 assert frame.kind != frames.RST_STREAM
                 if frame.kind == frames.DATA and frame.flags & frames.END_STREAM:
                     ended.add(frame.stream)
-            # The client reads 1000 bytes every 20 s, so each response waits for longer than progress_timeout.
+            # The client reads 25,000 bytes every 20 s. That is above min_taking_rate, but most responses wait
+            # for longer than progress_timeout.
             (connection,) = served.run(lambda: list(served.wire.connections))
             served.run(partial(connection.sweep, now + 20 * step))
-            client.write(frames.window_update(0, 1000))
+            client.write(frames.window_update(0, 25_000))
         assert ended == set(range(1, 33, 2))
+
+
+def test_response_is_reset_if_its_window_is_opened_a_byte_at_a_time() -> None:
+    with (
+        serve(Limits(progress_timeout=0.4)) as served,
+        FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client,
+    ):
+        client.request(1, "/large?1000")
+        client.until(frames.HEADERS, 1)
+        client.socket.settimeout(0.02)
+        for _ in range(900):
+            client.write(frames.window_update(1, 1))
+            client.until(frames.DATA, 1)
+            try:
+                frame = client.until(frames.RST_STREAM, 1)
+            except TimeoutError:
+                continue
+            break
+        assert frame.code == frames.CANCEL

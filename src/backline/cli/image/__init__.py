@@ -147,6 +147,8 @@ def write_context(
     (folder / "Containerfile").write_text("\n".join(lines) + "\n")
     for wheel in () if wheels is None else sorted(wheels.glob("*.whl")):
         shutil.copy(wheel, folder / "wheels")
+    if not any((folder / "wheels").glob("backline-*.whl")):
+        _add_own_wheel(folder / "wheels")
     if root is None:
         return
     base = root if root.is_dir() else root.parent
@@ -159,6 +161,31 @@ def write_context(
         shutil.copytree(root, folder / "models", dirs_exist_ok=True)
     elif with_models:
         shutil.copy(root, folder / "models")
+
+
+def _add_own_wheel(folder: Path) -> None:
+    """Builds the wheel of a server that runs from a clone of the repository, whose state no index has."""
+    clone = Path(backline.__file__).parents[2]
+    if not (clone / "pyproject.toml").is_file():
+        return
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+        str(clone),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise BacklineError(
+            f"the wheel of Backline could not be built from the clone '{clone}':"
+            f" {done.stderr.strip() or done.stdout.strip()}. Build it elsewhere, and name its folder with"
+            " --wheels"
+        )
 
 
 def _builder(wanted: str | None) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from datetime import datetime
 
 import click
+from msgspec.structs import asdict
 
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import explain

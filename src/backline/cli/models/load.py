@@ -16,7 +16,7 @@ from backline.cli.table import print_table
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
-from backline.engine.errors import NotFound
+from backline.engine.errors import NotFound, Unavailable
 
 wait_option = click.option(
     "--wait",
@@ -116,13 +116,19 @@ def unload_model(
 @json_option
 @connection_options
 def refresh_models(url: str, options: ClientOptions, wait: float, as_json: bool) -> None:
-    """Make the server scan its repositories now and, in mode poll, load what is new."""
+    """Make the server scan its repositories now and, in mode poll, load what is new.
+
+    The exit status is 1 if a version has failed to load, now or before.
+    """
 
     async def refresh(client: AsyncClient) -> None:
         await client.refresh(timeout=wait)
 
     _, after = run_change(url, options, refresh, quiet=as_json)
     _print_versions(after, as_json)
+    if failed := [one for one in after if one.state == "UNAVAILABLE" and one.reason not in ("", "unloaded")]:
+        names = ", ".join(f"'{one.name}' version {one.version or '-'} ({one.reason})" for one in failed)
+        raise Unavailable(f"failed to load {names}")
 
 
 def _print_versions(entries: Sequence[ModelIndex], as_json: bool) -> None:

@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import click
+from msgspec import Struct
 
 from backline.access.keys import ENVIRONMENT_KEYS, environment_has_keys
 from backline.cli.numbers import WholeNumber
@@ -22,8 +22,7 @@ from backline.server import ServerOptions
 _READY_WITHIN = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class RayOptions:
+class RayOptions(Struct, frozen=True):
     """The options of a deployment on Ray, and the address of Ray.
 
     `most` is the maximum number of replicas; None means that the number is always `replicas`.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
+from msgspec.structs import asdict
 
 from backline.access.keys import ENVIRONMENT_KEYS
 from backline.cli.numbers import Number, WholeNumber
@@ -72,9 +72,7 @@ def decorated(function: Function, options: Sequence[Decorator]) -> Function:
     return function
 
 
-_DEFAULTS = {
-    field.name: field.default for kind in (ServerOptions, LifecycleOptions, Limits) for field in fields(kind)
-}
+_DEFAULTS = asdict(ServerOptions(())) | asdict(LifecycleOptions()) | asdict(Limits())
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
@@ -82,10 +80,7 @@ def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorat
 
     The default of the option is that of the field, unless `settings` contains another.
     """
-    default = _DEFAULTS[field]
-    return option(
-        name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
-    )
+    return option(name, *alternatives, field, **{"default": _DEFAULTS[field], **settings})
 
 
 def flag(name: str, field: str, text: str) -> Decorator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -387,7 +386,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     count(
         "--max-streams",
         "max_streams",
-        "Maximum number of open streaming gRPC calls and WebSockets; further ones are refused.",
+        "Maximum number of open streaming gRPC calls, WebSockets and event streams of the console.",
     ),
     fills(
         "--max-peer-share",
@@ -495,6 +494,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     fills(
         "--metrics-config",
         "metrics",
+        default=None,
         multiple=True,
         callback=_metrics,
         metavar="SETTING=VALUE",
@@ -511,6 +511,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     fills(
         "--trace-config",
         "trace",
+        default=None,
         multiple=True,
         callback=_trace,
         metavar="[MODE,]SETTING=VALUE",
@@ -563,8 +564,8 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """Creates an instance of the dataclass `kind`, and removes the values of its fields from `given`."""
-    return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
+    """Creates an instance of `kind`, and removes the values of its fields from `given`."""
+    return kind(**{name: given.pop(name) for name in kind.__struct_fields__ if name in given})
 
 
 class SamePort(click.UsageError):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from msgspec import structs
 
 from backline.cli.serve import (
     NotListening,
@@ -153,8 +154,8 @@ def _as_in_triton(parsed: Parsed) -> Parsed:
         if not text.isdecimal():
             raise StartFailed(f"error: {name} is '{text}', expected a number of requests")
         held[field] = int(text)
-    lifecycle = replace(parsed.options.lifecycle, **held)
-    return replace(parsed, options=replace(parsed.options, lifecycle=lifecycle))
+    lifecycle = structs.replace(parsed.options.lifecycle, **held)
+    return replace(parsed, options=structs.replace(parsed.options, lifecycle=lifecycle))
 
 
 @click.command(
@@ -204,7 +205,7 @@ def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
                 pass
         except OSError as error:
             problem = f"--log-file {settings.file}: {error.strerror or error}; the log goes to stderr"
-            return replace(settings, file=""), problem
+            return structs.replace(settings, file=""), problem
     return settings, ""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from msgspec import structs
 
 from backline.cli.bench.load_generator import closed_loop
 from backline.cli.inputs import request_inputs
@@ -48,7 +49,7 @@ class Trials:
 
     def __init__(self, repository: str, name: str, options: LifecycleOptions) -> None:
         self._name = name
-        self._embedded = Embedded([repository], replace(options, mode="explicit"))
+        self._embedded = Embedded([repository], structs.replace(options, mode="explicit"))
         self._client = AsyncClient(_URL, ClientOptions(timeout=600))
         self._transport: Transport | None = None
         self._sends: Iterator[Callable[[], Awaitable[None]]] = cycle(())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -19,10 +21,12 @@ from backline.dialects.plain.media import EVENTS
 from backline.dialects.router import Router
 from backline.engine.control import LogLine
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, NotFound, Unsupported
+from backline.engine.errors import BacklineError, NotFound, QuotaExceeded, Unavailable, Unsupported
 from backline.engine.model import Model
 from backline.engine.private_places import for_clients
+from backline.engine.tracing import TraceControl
 from backline.wire.application import Fields, HttpRequest, ResponseStream
+from backline.wire.peers import address_of
 
 FOLDER = Path(__file__).with_name("static")
 PAGE = "index.html"
@@ -91,8 +95,40 @@ _ALIVE = 15.0
 #: The maximum number of traces that wait for a reader. Further traces are dropped, to limit memory.
 _WAITING = 100
 _INTERVAL = 1.0
+#: The maximum number of event streams per caller. A page of the console opens up to two.
+MOST_WATCHERS = 64
 #: Seconds between two reads of the log. New entries wait in the log, which keeps a bounded number.
 _LOG_INTERVAL = 0.5
+
+
+class TraceFeed:
+    """Passes traces to all watchers as events. Each trace is encoded once for all of them."""
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[bytes]] = set()
+        #: Ends the tracing for watchers.
+        self._stop: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def watch(self, control: TraceControl) -> Iterator[asyncio.Queue[bytes]]:
+        """Yields a queue that receives the events during the block. A full queue misses events."""
+        if not self._queues:
+            self._stop = control.watch(self._note)
+        waiting: asyncio.Queue[bytes] = asyncio.Queue(_WAITING)
+        self._queues.add(waiting)
+        try:
+            yield waiting
+        finally:
+            self._queues.discard(waiting)
+            if not self._queues:
+                self._stop()
+
+    def _note(self, trace: Mapping[str, Any]) -> None:
+        keen = [waiting for waiting in self._queues if not waiting.full()]
+        if keen:
+            encoded = event(encode_json(trace))
+            for waiting in keen:
+                waiting.put_nowait(encoded)
 
 
 class ConsoleService:
@@ -113,6 +149,9 @@ class ConsoleService:
         self._with_page = with_page
         self._files = ConsoleFiles(frame_ancestors)
         self._activity: Any = None
+        self._traces = TraceFeed()
+        #: The number of event streams by caller: the name of an identity, or an address.
+        self._watchers: Counter[tuple[str, str | bytes]] = Counter()
         #: Strong references to the tasks, because the event loop keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -178,14 +217,7 @@ class ConsoleService:
         control = self._engine.trace_control
         if control is None:
             return
-        waiting: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(_WAITING)
-
-        def note(trace: Mapping[str, Any]) -> None:
-            if not waiting.full():
-                waiting.put_nowait(trace)
-
-        stop = control.watch(note)
-        try:
+        with self._traces.watch(control) as waiting:
             # Tells the reader that requests are traced from now on.
             await stream.send(b": watching\n\n")
             quiet = 0.0
@@ -198,9 +230,7 @@ class ConsoleService:
                         quiet = 0.0
                         await stream.send(b": quiet\n\n")
                 else:
-                    await stream.send(event(encode_json(trace)))
-        finally:
-            stop()
+                    await stream.send(trace)
 
     def _show_log(self, request: HttpRequest) -> None:
         if self._engine.log_control is None:
@@ -227,11 +257,34 @@ class ConsoleService:
             quiet += _LOG_INTERVAL
 
     def _run(self, request: HttpRequest, serve: Any) -> None:
-        """Streams events until the reader disconnects or the server stops."""
+        """Streams events until the reader disconnects or the server stops.
+
+        Raises QuotaExceeded if the caller has too many event streams, Unavailable if the server has.
+        """
+        caller = _caller(request)
+        if self._watchers[caller] >= MOST_WATCHERS:
+            raise QuotaExceeded(
+                f"the caller has {MOST_WATCHERS} open event streams, the maximum; close some of them",
+                retry_after=1,
+            )
+        try:
+            request.count_as_stream()
+        except ConnectionRefusedError:
+            raise Unavailable(
+                "the server has too many open streams; try again later", retry_after=1
+            ) from None
         stream = request.stream(200, [EVENT_STREAM, (b"cache-control", b"no-store")])
+        self._watchers[caller] += 1
         task = asyncio.get_running_loop().create_task(_ended(serve(stream), stream))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._watchers[caller] -= 1
+            if not self._watchers[caller]:
+                del self._watchers[caller]
+
+        task.add_done_callback(ended)
 
         def leave() -> None:
             task.cancel()
@@ -242,6 +295,14 @@ class ConsoleService:
         """Sends the models that use other models: ensembles with their steps, pipelines with their calls."""
         found = [one for model in self._engine.models() if (one := _composition(model))]
         respond_json(request, {"models": found})
+
+
+def _caller(request: HttpRequest) -> tuple[str, str | bytes]:
+    """Returns the key under which a caller's event streams are counted."""
+    identity = request.identity
+    if identity is not None and not identity.anonymous:
+        return "identity", identity.holder
+    return "address", address_of((request.peer,))
 
 
 async def _ended(serving: Coroutine[Any, Any, None], stream: ResponseStream) -> None:

@@ -77,7 +77,7 @@ def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
         document["inputs"], engine.find_ready(name, version).signature.inputs, strict=True
     ):
         if spec.optional:
-            entry["parameters"] = {"optional": True}
+            entry["parameters"] = {**entry.get("parameters", {}), "optional": True}
     return document
 
 
@@ -151,4 +151,7 @@ def _entry(model: Model) -> dict[str, str]:
 
 
 def _tensor(spec: TensorSpec, shape: Shape) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype.name, "shape": list(shape)}
+    tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype.name, "shape": list(shape)}
+    if spec.json:
+        tensor["parameters"] = {"json": spec.json}
+    return tensor

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import binascii
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from backline.access.scope import Scope
 from backline.decodable import decodable
-from backline.dialects.answers import respond_json
+from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers, caller_name, control_of
 from backline.dialects.documents import read_document, read_message, read_query, suggestion
 from backline.dialects.json_scan import MAX_DOCUMENT, check_keys
@@ -25,6 +25,7 @@ from backline.dialects.open_inference.metadata import model_index, visible_to
 from backline.dialects.router import Router
 from backline.engine.control import (
     ANY_VERSION,
+    LONGEST_PAGE,
     STABLE,
     Attempt,
     Change,
@@ -32,6 +33,7 @@ from backline.engine.control import (
     LabelMove,
     MayChange,
     Overrides,
+    Page,
     RepositoryState,
     may_change_all,
     unreadable,
@@ -41,6 +43,7 @@ from backline.engine.errors import InvalidArgument, NotFound, PayloadTooLarge, U
 from backline.engine.private_places import for_clients
 from backline.engine.values.tensor import Buffer
 from backline.wire.application import HttpRequest, UnaryCall
+from backline.wire.peers import address_of
 
 CONFIG = "config"
 FILE = "file:"
@@ -59,7 +62,6 @@ _LONGEST_ESCAPE = 6
 _PIECE = 1 << 20
 _LOADING = "loading and unloading models by request"
 _LABELS = "moving labels by request"
-_LONGEST_HISTORY = 10_000
 
 
 @decodable
@@ -101,6 +103,7 @@ class ExpectedQuery(Struct, forbid_unknown_fields=True):
 class HistoryQuery(Struct, forbid_unknown_fields=True):
     model: str = ""
     limit: int = 100
+    cursor: str = ""
 
 
 @decodable
@@ -109,6 +112,7 @@ class AuditQuery(Struct, forbid_unknown_fields=True):
 
     limit: int = 100
     after: float = 0.0
+    cursor: str = ""
 
 
 class RepositoryRoutes:
@@ -148,7 +152,7 @@ class RepositoryRoutes:
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
-        who, may_change, body = _who(request), _may_change(request), request.body
+        body, asking = request.body, _asking(request)
         request.body = b""  # the body may be as large as the model, so it is freed before the load
 
         async def load() -> None:
@@ -158,7 +162,7 @@ class RepositoryRoutes:
             else:
                 overrides = _parse_overrides(model, body)
             body = b""
-            await control.load(model, version, overrides=overrides, who=who, may_change=may_change)
+            await control.load(model, version, overrides=overrides, **asking)
 
         self._deferred.answer(request, load(), partial(_respond_empty, request))
 
@@ -185,28 +189,18 @@ class RepositoryRoutes:
     def _history(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "the history of changes")
         asked = read_query(HistoryQuery, request.query)
-        if not 1 <= asked.limit <= _LONGEST_HISTORY:
-            raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
-
-        def answer(changes: Sequence[Change]) -> None:
-            hidden = [replace(one, detail=for_clients(one.detail)) for one in changes]
-            respond_json(request, {"changes": hidden})
-
-        work = asyncio.to_thread(control.history, asked.model, asked.limit)
-        self._deferred.answer(request, work, answer)
+        _check_page(asked.limit)
+        read = partial(control.history, asked.model, asked.limit, asked.cursor)
+        work = partial(read, form=partial(_encode_page, "changes"))
+        self._deferred.answer_in_turn(request, "the history", work, partial(respond_encoded, request))
 
     def _audit(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "the audit log")
         asked = read_query(AuditQuery, request.query)
-        if not 1 <= asked.limit <= _LONGEST_HISTORY:
-            raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
-
-        def answer(entries: Sequence[Change | Attempt]) -> None:
-            hidden = [replace(one, detail=for_clients(one.detail)) for one in entries]
-            respond_json(request, {"entries": hidden})
-
-        work = asyncio.to_thread(control.audit, asked.limit, asked.after)
-        self._deferred.answer(request, work, answer)
+        _check_page(asked.limit)
+        read = partial(control.audit, asked.limit, asked.after, asked.cursor)
+        work = partial(read, form=partial(_encode_page, "entries"))
+        self._deferred.answer_in_turn(request, "the audit log", work, partial(respond_encoded, request))
 
     def _labels(self, model: str, request: HttpRequest) -> None:
         self._engine.check_known(model)
@@ -247,6 +241,22 @@ def _for_clients(state: RepositoryState) -> RepositoryState:
         failures={model: for_clients(problem) for model, problem in state.failures.items()},
         problem=for_clients(state.problem),
     )
+
+
+def _check_page(limit: int) -> None:
+    if not 1 <= limit <= LONGEST_PAGE:
+        raise InvalidArgument(
+            f"limit is {limit}, expected 1 to {LONGEST_PAGE}; the cursor of a page leads to older entries"
+        )
+
+
+def _encode_page(name: str, page: Page[Change | Attempt]) -> bytes:
+    """Encodes a page of the audit log; runs on the thread that reads the log."""
+    # Entry by entry, so that the event loop runs in between.
+    entries = b",".join(
+        encode_json(replace(entry, detail=for_clients(entry.detail))) for entry in page.entries
+    )
+    return b'{"%b":[%b],"cursor":%b}' % (name.encode(), entries, encode_json(page.cursor))
 
 
 def _parse_overrides(model: str, body: Buffer) -> Overrides | None:
@@ -291,6 +301,22 @@ def _may_change(caller: HttpRequest | UnaryCall) -> MayChange:
     return may_change_all if identity is None else partial(identity.require, Scope.MANAGE)
 
 
+class _Asking(TypedDict):
+    who: str
+    caller: str
+    may_change: MayChange
+
+
+def _asking(caller: HttpRequest | UnaryCall) -> _Asking:
+    """Returns the arguments of Control.load that say who asks for the load."""
+    identity = caller.identity
+    if identity is None or identity.anonymous:
+        known = f"address {address_of((caller.peer,))!r}"  # a host has a whole IPv6 network
+    else:
+        known = f"identity {identity.holder}"
+    return {"who": _who(caller), "caller": known, "may_change": _may_change(caller)}
+
+
 def _respond_empty(request: HttpRequest, _: None) -> None:
     request.respond(200, ())
 
@@ -313,9 +339,7 @@ class RepositoryCalls:
             raise InvalidArgument(unreadable("", "the name of the model is empty: set model_name"))
         control = control_of(self._engine, _LOADING)
         overrides = overrides_from_message(asked.model_name, asked.parameters, files)
-        change = control.load(
-            asked.model_name, overrides=overrides, who=_who(call), may_change=_may_change(call)
-        )
+        change = control.load(asked.model_name, overrides=overrides, **_asking(call))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
     def unload(self, call: UnaryCall, received: Buffer) -> None:

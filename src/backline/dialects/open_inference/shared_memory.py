@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -38,8 +37,7 @@ ByteCount = Annotated[int, Meta(ge=0)]
 _NOTHING = np.empty(0, np.uint8)
 
 
-@dataclass(frozen=True, slots=True)
-class RegionSlice:
+class RegionSlice(Struct, frozen=True):
     """The location of a tensor: `size` bytes at `offset` in a region."""
 
     region: str

@@ -130,10 +130,11 @@ def _described(operation: Operation, scope: Scope, name: str) -> dict[str, Any]:
             "required": operation.needs_body,
             "content": {kind: {"schema": schema} for kind, schema in operation.request.items()},
         }
-    if operation.query:
+    if operation.query or operation.header:
         described["parameters"] = [
-            {"name": one, "in": "query", "required": False, "schema": schema}
-            for one, schema in operation.query.items()
+            {"name": one, "in": place, "required": False, "schema": schema}
+            for place, named in (("query", operation.query), ("header", operation.header))
+            for one, schema in named.items()
         ]
     if scope in EVERYBODY:
         described["security"] = []

@@ -24,6 +24,7 @@ from backline.dialects.openapi.schemas import (
     having,
     listed,
 )
+from backline.engine.control import LONGEST_PAGE
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
@@ -47,6 +48,7 @@ class Operation:
     request: Mapping[str, Schema] = field(default_factory=dict)
     needs_body: bool = False
     query: Mapping[str, Schema] = field(default_factory=dict)
+    header: Mapping[str, Schema] = field(default_factory=dict)
     further: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -88,14 +90,27 @@ _INDEX = listed(having({"name": STRING}))
 _LABELS = having({"name": STRING, "labels": {"type": "object", "additionalProperties": STRING}})
 _CHANGE = having({"time": {"type": "number"}, "action": STRING, "model": STRING})
 _RECORDING = having({"model": STRING, "state": STRING, "count": WHOLE, "recorded": WHOLE})
-_SETTINGS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "array", "null"]}}
+_SETTINGS: Schema = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [STRING, listed(STRING), {"type": "null"}]},
+}
 _EXAMPLES = having({"examples": listed(having({"name": STRING}))})
-_LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 100}
+_LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": LONGEST_PAGE, "default": 100}
 _EMPTY = fields({}, {"parameters": OBJECT})
 _SIZES = {"offset": {"type": "integer", "minimum": 0}, "byte_size": {"type": "integer", "minimum": 0}}
 _MODEL, _SERVER, _REPOSITORY = "Models", "Server", "Repository"
 _CONSOLE = "Console"
 _LABEL, _SETTING, _MEMORY, _INFER = "Versions and labels", "Settings", "Shared memory", "Inference"
+
+#: The header fields of a request that runs a model once.
+_REQUEST_FIELDS: Mapping[str, Schema] = {
+    "x-request-id": {**STRING, "description": "The id of the request in traces."},
+    "grpc-timeout": {
+        "type": "string",
+        "pattern": "^[0-9]{1,8}[HMSmun]$",
+        "description": "When the client no longer needs the response, such as 500m for 500 milliseconds.",
+    },
+}
 
 _PLAIN = Operation(
     _INFER,
@@ -116,6 +131,14 @@ _PLAIN = Operation(
         "application/octet-stream": BINARY,
     },
     True,
+    query={
+        "priority": WHOLE,
+        "timeout": WHOLE,
+        "sequence_id": STRING,
+        "sequence_start": BOOLEAN,
+        "sequence_end": BOOLEAN,
+    },
+    header=_REQUEST_FIELDS,
 )
 
 #: The operations by method and pattern. Routes with and without a version share an operation.
@@ -263,13 +286,19 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         having({"repositories": listed(having({"location": STRING}))}),
     ),
     ("GET", "/v2/repository/history"): read(
-        _REPOSITORY, "The last changes", having({"changes": listed(_CHANGE)}), model=STRING, limit=_LIMIT
+        _REPOSITORY,
+        "The last changes",
+        having({"changes": listed(_CHANGE), "cursor": STRING}),
+        model=STRING,
+        limit=_LIMIT,
+        cursor=STRING,
     ),
     ("GET", "/v2/audit"): read(
         _REPOSITORY,
         "The last entries of the audit log",
-        having({"entries": listed(having({"time": {"type": "number"}}))}),
+        having({"entries": listed(having({"time": {"type": "number"}})), "cursor": STRING}),
         limit=_LIMIT,
+        cursor=STRING,
         after={"type": "number"},
     ),
     ("GET", "/v2/models/{}/examples"): read(_MODEL, "The examples that the model ships", _EXAMPLES),

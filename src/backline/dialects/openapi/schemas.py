@@ -26,7 +26,7 @@ PARAMETER: Schema = {"type": ["string", "number", "boolean"]}
 PARAMETERS: Schema = {
     "type": "object",
     "additionalProperties": PARAMETER,
-    "description": "Parameters for the model.",
+    "description": "Priority, timeout and sequence of the request, and parameters for the model.",
 }
 ENCODED: Schema = {
     "type": "object",
@@ -167,7 +167,11 @@ def infer_request(model: Model) -> Schema:
 
 
 def _inference_tensor(spec: TensorSpec, shape: Sequence[int]) -> Schema:
-    dimensions = [{"const": size} if size >= 0 else {"type": "integer", "minimum": 0} for size in shape]
+    # Not const: generated clients check each number of a shape against the const of any dimension.
+    dimensions = [
+        {"type": "integer", "minimum": max(size, 0), **({} if size < 0 else {"maximum": size})}
+        for size in shape
+    ]
     return fields(
         {
             "name": {"const": spec.name},

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from backline.dialects.documents import read_pairs, suggestion
 from backline.dialects.input_plan import check_bytes_elements, check_tensors
+from backline.dialects.json_data import without_words
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest, is_long
 from backline.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
@@ -21,6 +25,13 @@ from backline.engine.model import Model
 from backline.engine.spelling import nearest
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
+from backline.engine.values.parameters import (
+    BINARY_OUTPUT,
+    EMPTY_FINAL,
+    SEQUENCE,
+    RequestParameters,
+    read_parameters,
+)
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, element_count
 
@@ -30,7 +41,13 @@ MAX_JSON = 8 << 20
 MAX_LISTS = 262_144
 REQUEST_ID = b"x-request-id"
 _MAX_ID = 256
+#: Matches an integer that Python reads in linear time.
+_INTEGER = re.compile(r"-?[0-9]{1,20}").fullmatch
 PARAMETERS = "parameters"
+#: The parameters that the server interprets in plain HTTP.
+KNOWN = ("priority", "timeout", *SEQUENCE)
+_NONE: Mapping[str, Parameter] = MappingProxyType({})
+_NO_PARAMETERS = RequestParameters()
 _FILE_NEEDS_TYPE = "a file needs a Content-Type other than JSON, such as application/octet-stream"
 _FORMS = frozenset(("", "application/json", "application/x-www-form-urlencoded"))
 
@@ -46,12 +63,24 @@ class PlainPlan:
     form: Form
     unbatched: bool
     json_outputs: frozenset[str]
-    parameters: dict[str, Parameter] | None
+    parameters: RequestParameters
 
     def request(
         self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
     ) -> InferRequest:
-        return InferRequest(model, inputs, version, id, None, self.parameters, deadline=deadline)
+        given = self.parameters
+        return InferRequest(
+            model,
+            inputs,
+            version,
+            id,
+            None,
+            given.others,
+            given.priority,
+            deadline,
+            given.timeout,
+            given.sequence,
+        )
 
     def is_large(self, response: InferResponse) -> bool:
         return any(map(is_long, response.outputs))
@@ -61,20 +90,28 @@ class PlainPlan:
 
 
 class PlainReader:
-    """Reads requests of the plain dialect. The method `read` implements the protocol ReadRequest."""
+    """Reads requests of the plain dialect. The method `read` implements the protocol ReadRequest, and also
+    takes parameters that are not in the body.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def read(
-        self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+        self,
+        body: Buffer,
+        headers: Mapping[bytes, bytes],
+        model: str,
+        version: str,
+        on_loop: bool,
+        further: Mapping[str, Parameter] = _NONE,
     ) -> tuple[PlainPlan, str, dict[str, Tensor]]:
         served = self._engine.find_ready(model, version)
         if on_loop and len(body) > LARGE:
             raise LargeRequest
         form = accepted(headers.get(b"accept", b""))
         kind, attributes = media_type(headers.get(b"content-type", b""))
-        parameters: dict[str, Parameter] = {}
+        parameters = dict(further)
         if kind == "multipart/form-data":
             given = _of_form(served, read_multipart(body, attributes.get("boundary", "")), parameters)
         elif kind in _FORMS:
@@ -86,7 +123,10 @@ class PlainReader:
         inputs, unbatched = _fitted(served, given)
         outputs = served.signature.outputs
         plan = PlainPlan(
-            form, unbatched, frozenset(spec.name for spec in outputs if spec.json), parameters or None
+            form,
+            unbatched,
+            frozenset(spec.name for spec in outputs if spec.json),
+            server_parameters(served, parameters) if parameters else _NO_PARAMETERS,
         )
         return plan, headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1"), inputs
 
@@ -95,7 +135,7 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
     _check_json("the JSON", body)
     specs = {spec.name: spec for spec in model.signature.inputs}
     try:
-        document = msgspec.json.decode(body or b"{}")
+        document = _decoded(body or b"{}")
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -111,10 +151,21 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
         if name in specs:
             given[name] = tensor_of(specs[name], value)
         elif name == PARAMETERS:
-            parameters.update(plain_parameters(value))
+            _add(parameters, plain_parameters(value))
         else:
             raise _unknown(model, name)
     return given
+
+
+def _decoded(text: Buffer) -> Any:
+    """Decodes JSON, in which NaN and the infinities may lack quotes."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        rewritten = without_words(text)
+        if rewritten is None:
+            raise
+    return msgspec.json.decode(rewritten)
 
 
 def _check_json(what: str, text: Buffer) -> None:
@@ -140,14 +191,56 @@ def _too_large(what: str, size: int, of: str, limit: int) -> PayloadTooLarge:
 
 def plain_parameters(value: Any) -> dict[str, Parameter]:
     """Returns the parameters in a decoded JSON value. Raises InvalidArgument if the value is not an object of
-    strings, numbers and booleans, or has an integer that does not fit into 64 bits.
+    strings, numbers and booleans.
     """
     if not isinstance(value, dict) or not all(isinstance(one, str | int | float) for one in value.values()):
         raise InvalidArgument("'parameters' must be an object of strings, numbers, true and false")
-    for name, one in value.items():
-        if isinstance(one, int) and not -(2**63) <= one < 2**63:
-            raise InvalidArgument(f"parameter '{name[:64]}' does not fit into 64 bits")
     return value
+
+
+def query_parameters(query: bytes) -> dict[str, Parameter]:
+    """Returns the parameters in the query of a URL: `true`, `false` and integers as such, and anything else
+    as text. Raises InvalidArgument for a malformed query.
+    """
+    return {name: _parameter_of(text) for name, text in read_pairs(query).items()}
+
+
+def _parameter_of(text: str) -> Parameter:
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if _INTEGER(text) else text
+
+
+def server_parameters(model: Model, given: Mapping[str, Parameter]) -> RequestParameters:
+    """Reads parameters as the Open Inference Protocol does, except for those that choose the form of its
+    responses.
+
+    Raises InvalidArgument for an invalid parameter, and for an unknown one if the model reads none.
+    """
+    for name in given:
+        if name in (BINARY_OUTPUT, EMPTY_FINAL):
+            raise InvalidArgument(
+                f"parameter '{name}' belongs to the Open Inference Protocol; here, the header field Accept"
+                " chooses the form of the response"
+            )
+    read = read_parameters(given)
+    if read.others and not model.reads_parameters:
+        name = next(iter(read.others))
+        raise InvalidArgument(
+            f"unknown parameter '{name[:64]}': model '{model.name}' reads no parameters of its own."
+            f" {suggestion(name, KNOWN)}"
+        )
+    return read
+
+
+def _add(parameters: dict[str, Parameter], given: dict[str, Parameter]) -> None:
+    """Adds the parameters of a body to those from elsewhere. Raises InvalidArgument for a parameter that is
+    in both.
+    """
+    for name in given:
+        if name in parameters:
+            raise InvalidArgument(f"parameter '{name[:64]}' is given twice: in the body, and before it")
+    parameters.update(given)
 
 
 def _of_form(model: Model, parts: list[FormPart], parameters: dict[str, Parameter]) -> dict[str, Tensor]:
@@ -155,7 +248,7 @@ def _of_form(model: Model, parts: list[FormPart], parameters: dict[str, Paramete
     given: dict[str, Tensor] = {}
     for part in parts:
         if part.name == PARAMETERS and PARAMETERS not in specs:
-            parameters.update(plain_parameters(_json_of(part.name, part.body)))
+            _add(parameters, plain_parameters(_json_of(part.name, part.body)))
             continue
         spec = specs.get(part.name)
         if spec is None:
@@ -179,7 +272,7 @@ def _is_text(spec: TensorSpec) -> bool:
 def _json_of(name: str, text: bytes) -> Any:
     _check_json(f"the JSON of '{name}'", text)
     try:
-        return msgspec.json.decode(text)
+        return _decoded(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"the part '{name}' of the form is not JSON: {error}") from None
 
@@ -287,6 +380,11 @@ def _only_input(model: Model, kind: str) -> TensorSpec:
 
 def _unknown(model: Model, name: str) -> InvalidArgument:
     names = [spec.name for spec in model.signature.inputs]
+    if name in KNOWN:
+        raise InvalidArgument(
+            f"'{name}' is not an input of model '{model.name}', but a parameter: send it in the object"
+            f" '{PARAMETERS}'"
+        )
     near = nearest(name, names)
     hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(names) or 'no inputs'}"
     return InvalidArgument(f"'{name[:64]}' is not an input of model '{model.name}': {hint}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeAlias
 from urllib.parse import quote
 
 import msgspec
@@ -11,10 +12,17 @@ import msgspec
 from backline.access.scope import Scope
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams
-from backline.dialects.exchange import HTTP, HttpBody, RequestIntake, UnaryInference, deadline_of
+from backline.dialects.exchange import (
+    HTTP,
+    HttpBody,
+    ReadRequest,
+    RequestIntake,
+    UnaryInference,
+    deadline_of,
+)
 from backline.dialects.off_loop import OffLoop
 from backline.dialects.plain.media import EVENTS, JSON, TEXT, WRITERS, accepted, choose_output
-from backline.dialects.plain.reader import PlainPlan, PlainReader
+from backline.dialects.plain.reader import PlainPlan, PlainReader, query_parameters
 from backline.dialects.plain.values import value_of
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
@@ -22,10 +30,11 @@ from backline.engine.errors import NotAcceptable
 from backline.engine.model import Model
 from backline.engine.tracing import Trace
 from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
+from backline.engine.values.tensor import Buffer, Tensor
 from backline.wire.application import HttpRequest
 
 _STREAMS = "the model sends any number of responses; ask for them with Accept: text/event-stream"
+_Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -35,20 +44,31 @@ class PlainService:
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
         self._deferred = deferred
-        off_loop = OffLoop()
-        self._streams = EventStreams(off_loop)
-        read = PlainReader(engine).read
-        self._take_one = UnaryInference(engine, HTTP, read, write_plain, off_loop, decoupled=_STREAMS).take
-        self._take_stream = RequestIntake(engine, HTTP, read, self._stream, off_loop).take
+        self._off_loop = OffLoop()
+        self._streams = EventStreams(self._off_loop)
+        self._read = PlainReader(engine).read
+        self._take_one = self._unary(self._read)
+        self._take_stream = self._streaming(self._read)
 
     def add_routes(self, router: Router) -> None:
         router.add(Scope.INFER, "POST", "/models/{}", self._run, "")
         router.add(Scope.INFER, "POST", "/models/{}/versions/{}", self._run)
 
+    def _unary(self, read: ReadRequest[PlainPlan]) -> _Take:
+        inference = UnaryInference(self._engine, HTTP, read, write_plain, self._off_loop, decoupled=_STREAMS)
+        return inference.take
+
+    def _streaming(self, read: ReadRequest[PlainPlan]) -> _Take:
+        return RequestIntake(self._engine, HTTP, read, self._stream, self._off_loop).take
+
     def _run(self, model: str, version: str, request: HttpRequest) -> None:
         def known() -> None:
             streams = _wants_events(request.headers, self._engine.find_ready(model, version))
-            take = self._take_stream if streams else self._take_one
+            if request.query:
+                read = partial(self._read, further=query_parameters(request.query))
+                take = self._streaming(read) if streams else self._unary(read)
+            else:
+                take = self._take_stream if streams else self._take_one
             take(request, request.body, request.headers, model, version, deadline_of(request.headers))
 
         self._deferred.when_known(model, version, request, known)

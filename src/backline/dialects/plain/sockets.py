@@ -18,7 +18,7 @@ from backline.decodable import decodable
 from backline.dialects.answers import error_body, hidden_error, respond_error
 from backline.dialects.documents import read_query
 from backline.dialects.event_stream import encoded
-from backline.dialects.off_loop import LARGE, OffLoop
+from backline.dialects.off_loop import LARGE, OffLoop, turn_of
 from backline.dialects.plain.media import BINARY, OUTPUT, Form, choose_output, write_binary
 from backline.dialects.plain.reader import PARAMETERS, PlainPlan, PlainReader, plain_parameters
 from backline.dialects.plain.service import plain_document, shaped
@@ -26,13 +26,13 @@ from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter, SequenceStep
+from backline.engine.values.parameters import read_parameters
 from backline.engine.values.tensor import Tensor
 from backline.wire.application import HttpRequest, WebSocket
 
 #: The subprotocol that the server selects if the client offers it. A web page offers this subprotocol along
 #: with the one that carries its key.
 PROTOCOL = b"backline"
-_SEQUENCE_END = "sequence_end"
 #: RFC 6455, section 7.4.1: the server encountered an unexpected condition.
 _INTERNAL_ERROR = 1011
 
@@ -72,6 +72,7 @@ class SocketService:
         query = read_query(StreamQuery, request.query)
         offered = request.headers.get(b"sec-websocket-protocol", b"").split(b",")
         chosen = PROTOCOL if PROTOCOL in (one.strip() for one in offered) else b""
+        turn = turn_of(request)
         try:
             socket = request.accept_websocket(chosen)
         except ConnectionRefusedError:
@@ -86,7 +87,14 @@ class SocketService:
             respond_error(request, error, [(b"upgrade", b"websocket")])
             return
         conversation = Conversation(
-            self._engine, self._reader, self._off_loop, socket, request.identity, (model, version), query
+            self._engine,
+            self._reader,
+            self._off_loop,
+            socket,
+            request.identity,
+            turn,
+            (model, version),
+            query,
         )
         task = asyncio.get_running_loop().create_task(conversation.run())
         self._tasks.add(task)
@@ -112,6 +120,7 @@ class Conversation:
         off_loop: OffLoop,
         socket: WebSocket,
         identity: Any,
+        turn: str,
         target: tuple[str, str],
         query: StreamQuery,
     ) -> None:
@@ -120,6 +129,7 @@ class Conversation:
         self._off_loop = off_loop
         self._socket = socket
         self._identity = identity
+        self._turn = turn
         self._model, self._version = target
         self._query = query
         #: Parameters for the next request, from a message that contains nothing else.
@@ -164,7 +174,9 @@ class Conversation:
         with suppress(msgspec.DecodeError, RecursionError):
             found = msgspec.json.decode(message)
             if isinstance(found, dict) and found.keys() == {PARAMETERS}:
-                self._parameters = plain_parameters(found[PARAMETERS])
+                parameters = plain_parameters(found[PARAMETERS])
+                read_parameters(parameters)  # raises for an invalid parameter
+                self._parameters = parameters
                 return True
         return False
 
@@ -180,22 +192,30 @@ class Conversation:
         text = isinstance(message, str)
         body = message.encode() if isinstance(message, str) else message
         headers: Mapping[bytes, bytes] = {b"content-type": b"application/json" if text else BINARY.encode()}
-        read = partial(self._reader.read, body, headers, model, version, False)
-        plan, _, inputs = await self._off_loop.submit(read) if text and len(body) > LARGE else read()
-        plan.parameters = {**self._parameters, **(plan.parameters or {})} or None
-        self._parameters = {}
+        parameters, self._parameters = self._parameters, {}
+        read = partial(self._reader.read, body, headers, model, version, False, parameters)
+        if text and len(body) > LARGE:
+            plan, _, inputs = await self._off_loop.submit(read, len(body), self._turn)
+        else:
+            plan, _, inputs = read()
         return plan, self._request(plan, inputs)
 
     def _request(self, plan: PlainPlan, inputs: dict[str, Tensor]) -> InferRequest:
-        last = bool(plan.parameters and plan.parameters.pop(_SEQUENCE_END, False))
-        plan.parameters = plan.parameters or None
         request = plan.request(self._model, self._version, "", inputs, None)
+        given = request.sequence
         if not self._query.sequence:
-            if last:
-                raise InvalidArgument(f"{_SEQUENCE_END} needs a sequence; connect with ?sequence=true")
+            if given is not None and not given.id and given.end:
+                raise InvalidArgument(
+                    "sequence_end needs a sequence: send its sequence_id, or connect with ?sequence=true"
+                )
             return request
-        start = not self._sequence
-        step = SequenceStep(self._sequence or uuid4().hex, start, last)
+        if given is not None and (given.id or given.start):
+            raise InvalidArgument(
+                "the requests of this connection are a sequence of their own: leave out sequence_id and"
+                " sequence_start, or connect without ?sequence=true"
+            )
+        last = given is not None and given.end
+        step = SequenceStep(self._sequence or uuid4().hex, not self._sequence, last)
         self._sequence = "" if last else str(step.id)
         return msgspec.structs.replace(request, sequence=step)
 
@@ -204,5 +224,5 @@ class Conversation:
             form = Form(BINARY, {OUTPUT: self._query.output})
             await self._socket.send(write_binary(choose_output(shaped(plan, response), form), form))
         else:
-            document = await encoded(self._off_loop, partial(plain_document, plan), response)
+            document = await encoded(self._off_loop, self._turn, partial(plain_document, plan), response)
             await self._socket.send('{"outputs":' + document.decode() + "}")

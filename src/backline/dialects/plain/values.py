@@ -1,8 +1,8 @@
 """Converts tensors from and to JSON as people write it: nested lists of numbers, true and false, or strings.
 
-Unlike in the Open Inference Protocol, the nesting gives the shape, and every datatype can be written: NaN
-and the infinities are the strings "NaN", "Infinity" and "-Infinity", and a string that is not UTF-8 is
-{"b64": "..."}.
+Unlike in the Open Inference Protocol, the nesting gives the shape, and every datatype can be written. NaN and
+the infinities are written as the strings "NaN", "Infinity" and "-Infinity", because browsers cannot read them
+as words, and a string that is not UTF-8 is {"b64": "..."}.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from backline.dialects.input_plan import check_bytes_elements
-from backline.dialects.json_data import json_text
+from backline.dialects.json_data import NOT_FINITE, json_text
 from backline.dialects.off_loop import PIECE
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -26,7 +26,9 @@ from backline.engine.values.tensor import Shape, Tensor
 
 #: The maximum depth of nested lists: the limit of numpy 1.26.
 MAX_RANK = 32
-NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+#: What the values stand for that are no numbers in JSON, in inputs of floats.
+NON_FINITE = {None: float("nan")} | {word: float(word) for word in NOT_FINITE}
+_NUMBERS = frozenset((int, float))
 _FLOATS = (DataType.FP16, DataType.FP32, DataType.FP64, DataType.BF16)
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 #: The kind of element that each datatype needs, for error texts. Datatypes that are not listed need whole
@@ -155,13 +157,9 @@ def _array(spec: TensorSpec, elements: list[Any], shape: Shape) -> np.ndarray:
 
 
 def _floats(spec: TensorSpec, elements: list[Any]) -> np.ndarray:
-    values = []
-    for element in elements:
-        if isinstance(element, str):
-            element = NON_FINITE.get(element, element)
-        if type(element) not in (int, float):
-            raise _wrong_element(spec, element)
-        values.append(element)
+    values = elements
+    if not _NUMBERS.issuperset(map(type, elements)):
+        values = [_number(spec, element) for element in elements]
     bfloat = spec.datatype is DataType.BF16
     dtype = np.dtype(np.float32) if bfloat else spec.datatype.dtype
     try:
@@ -175,6 +173,14 @@ def _floats(spec: TensorSpec, elements: list[Any]) -> np.ndarray:
     if (np.isinf(widened(array) if bfloat else array) & np.isfinite(exact)).any():
         raise _too_large(spec)
     return array
+
+
+def _number(spec: TensorSpec, element: Any) -> int | float:
+    if type(element) in _NUMBERS:
+        return element  # type: ignore[no-any-return]
+    if (element is None or isinstance(element, str)) and element in NON_FINITE:
+        return NON_FINITE[element]
+    raise _wrong_element(spec, element)
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:

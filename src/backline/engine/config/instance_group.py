@@ -4,8 +4,9 @@ needs to run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 #: The devices that the instances of a group run on: whatever is available, the CPU, GPUs, or the devices that
 #: the model file specifies.
@@ -15,8 +16,7 @@ Kind = Literal["auto", "cpu", "gpu", "model"]
 MAX_INSTANCES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(Struct, frozen=True):
     """An amount of a named resource that an instance holds during a run.
 
     The resource belongs to the instance's device, or to the whole server if `everywhere` is set.
@@ -27,8 +27,7 @@ class Resource:
     everywhere: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceGroup:
+class InstanceGroup(Struct, frozen=True):
     """A group of `count` instances, or of `count` instances per GPU if the group names GPUs.
 
     If `count` is 0, the server or the model determines the number of instances.

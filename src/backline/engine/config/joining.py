@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.ticket import Ticket
@@ -24,8 +25,7 @@ BatchInputKind: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchInput:
+class BatchInput(Struct, frozen=True):
     """Inputs of the model (`targets`) that the server computes from the input `source` of each request."""
 
     kind: BatchInputKind
@@ -34,8 +34,7 @@ class BatchInput:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Padding:
+class Padding(Struct, frozen=True):
     """The rules for padding an input, so that requests whose inputs differ in length can share a batch.
 
     `axes` are the dimensions to pad, where 0 is the batch dimension; empty means every variable dimension.
@@ -67,8 +66,7 @@ class Padding:
         return self.length(length) if self.buckets else (length - 1).bit_length()
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(Struct, frozen=True):
     """The rule for how much of the output of a padded batch belongs to a request, given the length of the
     request's input `to`.
 
@@ -87,8 +85,7 @@ class Cut:
         return max(0, (given - self.window) // self.hop + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Joining:
+class Joining(Struct, frozen=True):
     """The rules for joining requests of different shapes.
 
     The inputs named in `ragged` are concatenated into one dimension. `scattered` maps outputs of such batches

@@ -5,9 +5,11 @@ and warm-up.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
+
+from msgspec import Struct, field
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.joining import Joining
@@ -18,8 +20,7 @@ from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFormat:
+class ModelFormat(Struct, frozen=True):
     """The files by which a backend recognises its models in a version's folder.
 
     `filenames` are complete names, in order of preference ("model.onnx"), possibly in a subfolder
@@ -34,8 +35,7 @@ class ModelFormat:
     folder: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EnsembleStep:
+class EnsembleStep(Struct, frozen=True):
     """A request from an ensemble to another model. `version` is a version or a label; "" means the default
     version.
 
@@ -49,8 +49,7 @@ class EnsembleStep:
     outputs: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Ensemble:
+class Ensemble(Struct, frozen=True):
     """The steps of an ensemble, in the order of the configuration. A step runs as soon as its input tensors
     are available.
 
@@ -75,8 +74,7 @@ AnyLane = Literal[Lane, "process"]
 MAX_SPECIFIC = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class VersionPolicy:
+class VersionPolicy(Struct, frozen=True):
     """The policy for which versions of a model are served: the `latest` n versions, the versions in
     `specific`, or all versions if both are None.
     """
@@ -94,8 +92,7 @@ class VersionPolicy:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class QueuePolicy:
+class QueuePolicy(Struct, frozen=True):
     """The limits for how many requests may wait in the queue of a model, or of one priority level, and for
     how long.
 
@@ -122,8 +119,7 @@ class QueuePolicy:
         return min(default, own) if own is not None and self.may_shorten else default
 
 
-@dataclass(frozen=True, slots=True)
-class WarmUpInput:
+class WarmUpInput(Struct, frozen=True):
     """An input of a warm-up sample. `shape` is without the batch dimension. `source` is "zero", "random" or
     the name of a file in warmup/.
     """
@@ -134,8 +130,7 @@ class WarmUpInput:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class WarmUpSample:
+class WarmUpSample(Struct, frozen=True):
     """A warm-up request that is run `count` times, with `batch_size` copies of its inputs (0 counts as 1). A
     model without a batch dimension gets the inputs themselves.
     """
@@ -146,8 +141,7 @@ class WarmUpSample:
     inputs: tuple[WarmUpInput, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ModelConfig(Struct, frozen=True):
     """The settings in a model's files. Unless stated otherwise, None means that the server determines the
     setting by inspecting and measuring the model.
 
@@ -257,7 +251,15 @@ class ModelConfig:
     source: str = ""
     #: The line and column, in `source`, of each field that the file sets, by the path of the field; None if
     #: unknown. These positions are ignored when configurations are compared.
-    places: Mapping[str, tuple[int, int] | None] = field(
-        default_factory=lambda: MappingProxyType({}), compare=False
-    )
+    places: Mapping[str, tuple[int, int] | None] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not ModelConfig:
+            return NotImplemented
+        return bool(_compared(self) == _compared(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_compared: Final = attrgetter(*(name for name in ModelConfig.__struct_fields__ if name != "places"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Shape
@@ -12,8 +13,7 @@ ControlKind: TypeAlias = Literal["start", "end", "ready", "id"]
 Strategy: TypeAlias = Literal["direct", "oldest"]
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceControl:
+class SequenceControl(Struct, frozen=True):
     """An input that tells the model about a request's place in its sequence. It is a tensor with one element,
     which clients do not send.
 
@@ -27,8 +27,7 @@ class SequenceControl:
     values: tuple[int | float | bool, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceState:
+class SequenceState(Struct, frozen=True):
     """A tensor that the model returns with every response, and receives again with the next request of the
     sequence.
 
@@ -44,8 +43,7 @@ class SequenceState:
     initial_file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceBatching:
+class SequenceBatching(Struct, frozen=True):
     """The rules for batching sequences. Times are in microseconds.
 
     With the strategy "direct", each sequence has a fixed slot in the batches of one instance. A batch runs

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from backline.engine.config.instance_group import InstanceGroup
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """The CPU, a GPU with the number that the runtime gives it, or the device that the model file
     specifies.
     """
@@ -24,8 +24,7 @@ class Device:
 CPU: Final = Device()
 
 
-@dataclass(frozen=True, slots=True)
-class Gpus:
+class Gpus(Struct, frozen=True):
     """The numbers of the GPUs that a runtime can use, as the runtime numbers them.
 
     If there are no GPUs, `reason` says why, and what to do. Unless `by_default` is set, the GPUs are used
@@ -37,8 +36,7 @@ class Gpus:
     by_default: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """The device that an instance runs on.
 
     `name` is Triton's name for the instance ("model_0_1"). Instances of a group on different GPUs may have
@@ -50,8 +48,7 @@ class Place:
     group: InstanceGroup
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedGroup:
+class PlacedGroup(Struct, frozen=True):
     """A group of instances, with the group's `index` in the configuration, and the group's devices.
 
     Each device has as many instances as the group specifies.
@@ -63,8 +60,7 @@ class PlacedGroup:
     devices: tuple[Device, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(Struct, frozen=True):
     """The devices that a model's instances run on. `missing` says why some instances run on the CPU instead
     of a GPU; it is empty if there are no such instances.
     """

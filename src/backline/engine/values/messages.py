@@ -30,8 +30,7 @@ class Rescheduled(InferResponse):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceStep:
+class SequenceStep(Struct, frozen=True):
     """A request's place in a sequence.
 
     `id`, a positive number or a string, identifies the sequence; `start` and `end` mark its first and last

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.values.messages import Parameter, SequenceStep
 
 RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+#: The parameter that requests outputs in binary form over REST.
+BINARY_OUTPUT = "binary_data_output"
 #: The parameter that requests an empty final response at the end of a stream, if the last response with
 #: outputs is not marked as the last.
 EMPTY_FINAL = "triton_enable_empty_final_response"
@@ -18,7 +21,7 @@ RESERVED_BUT = (
     "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys starting"
     f" with 'triton_' are allowed: {EMPTY_FINAL}"
 )
-_SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _LONGEST_SEQUENCE_ID = 128
 #: The maximum number of characters of a value that an error quotes.
 _LONGEST_SHOWN = 64
@@ -37,8 +40,7 @@ class WrongType(InvalidArgument):
         self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
-class RequestParameters:
+class RequestParameters(Struct, frozen=True):
     """Parsed parameters of a request. `timeout` is in seconds or None; `priority` and `sequence` are as in
     InferRequest.
 
@@ -62,7 +64,7 @@ def read_parameters(given: Mapping[str, Any]) -> RequestParameters:
     priority, timeout = 0, None
     others: dict[str, Parameter] = {}
     for key, value in given.items():
-        if key == "binary_data_output":
+        if key == BINARY_OUTPUT:
             binary_output = boolean(key, value)
         elif key == "priority":
             priority = _unsigned(key, value)
@@ -84,7 +86,7 @@ def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
     """Removes the parameters about sequences, and returns the request's place in its sequence; None if there
     are no such parameters.
     """
-    if not parameters.keys() & _SEQUENCE:
+    if parameters.keys().isdisjoint(SEQUENCE):
         return None
     id = parameters.pop("sequence_id", 0)
     start = boolean("sequence_start", parameters.pop("sequence_start", False))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from backline.engine.errors import DecoupledModel, InvalidArgument
 from backline.engine.ticket import Ticket
@@ -45,8 +46,7 @@ BATCH_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(Struct, frozen=True):
     """An input or output of a model.
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
@@ -69,8 +69,7 @@ class TensorSpec:
         return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True):
     """The inputs and outputs of a model, in the model's order."""
 
     inputs: tuple[TensorSpec, ...]

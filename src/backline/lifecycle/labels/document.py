@@ -4,20 +4,19 @@ it. A replacement fails if another server has changed the document since it was 
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from msgspec import Struct
+
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
-from backline.system.private_file import private, sync_folder
+from backline.system.private_file import NotRegular, regular, remove_left_over, replacement
 
 #: The maximum size of a document in bytes. A user who can write to the shared folder must not be able to
 #: exhaust the servers' memory.
@@ -28,8 +27,7 @@ _TIMEOUT: Final = 2.0
 _FORM: Final = "redis://[user:password@]host[:port][/database][?key=NAME]"
 
 
-@dataclass(frozen=True, slots=True)
-class Edition:
+class Edition(Struct, frozen=True):
     """A document as it was read. `data` is None, and `revision` "", if there is no document yet."""
 
     data: bytes | None
@@ -67,6 +65,8 @@ class FileDocument:
     def __init__(self, file: Path, *, private: bool = False) -> None:
         self._file = file
         self._private = private
+        with suppress(OSError, RuntimeError):  # reading the document will say what is wrong
+            remove_left_over(file)
 
     @property
     def where(self) -> str:
@@ -74,10 +74,10 @@ class FileDocument:
 
     def read(self) -> Edition:
         try:
-            with open(self._file, "rb", opener=_open) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise InvalidArgument(f"{self.where} must be a regular file")
+            with open(self._file, "rb", opener=regular) as file:
                 data = file.read(MOST_BYTES + 1)
+        except NotRegular:
+            raise InvalidArgument(f"{self.where} must be a regular file") from None
         except (FileNotFoundError, NotADirectoryError):
             return Edition(None, "")
         except OSError as error:
@@ -98,26 +98,10 @@ class FileDocument:
         return revision_of(data)
 
     def _write(self, data: bytes) -> None:
-        written = self._file.with_suffix(f".{os.getpid()}.new")
-        try:
-            with open(written, "wb", opener=private if self._private else None) as file:
-                file.write(data)
-                file.flush()
-                # Without this, a crash of the machine soon after the rename could leave an empty document.
-                os.fsync(file.fileno())
-            written.replace(self._file)
-            sync_folder(self._file.parent)
-        except BaseException:
-            with suppress(OSError):
-                written.unlink()
-            raise
-
-
-def _open(path: str, flags: int) -> int:
-    """Opens a file without blocking. Otherwise, opening a named pipe that somebody has put in the file's
-    place would block forever.
-    """
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        # Servers of other users must be able to read a shared document, so its mode is never inherited.
+        mode = 0o600 if self._private else 0o666
+        with replacement(self._file, mode, durable=True, inherit=False) as new:
+            new.write_bytes(data)
 
 
 def revision_of(data: bytes) -> str:

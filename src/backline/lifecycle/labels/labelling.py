@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from backline.engine.control import ANY_VERSION, Change, LabelMove
 from backline.engine.engine import Engine
@@ -67,11 +68,13 @@ class Labelling:
         self._behind: set[str] = set()
         self._following: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Starts following the labels that other servers move."""
+    def start(self, *, follow: bool) -> None:
+        """Starts following the labels that other servers move, if `follow` is set. Even if the labels are not
+        meant to be shared, another server may use the same state folder.
+        """
         if self._store.unreachable:
             self._warn(self._store.unreachable)
-        if self._store.shared:
+        if follow:
             self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def close(self) -> None:
@@ -272,7 +275,8 @@ class Labelling:
             served.labels.arriving |= {label for label in moved if label not in before}
             for change in changes:
                 self._keep_previous(served, change.label, change.before, change.action)
-                self._journal.record(change)
+                if self._store.shared:  # otherwise, the other server's entry is in the same audit log
+                    self._journal.record(change)
             self._executor.advance((model,))
 
     def _last_change(

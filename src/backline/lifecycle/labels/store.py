@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
+from msgspec.structs import asdict
 
 from backline.decodable import decodable
 from backline.engine.control import Change
@@ -159,7 +159,8 @@ class LabelStore:
             return
         if edition.data is None:  # a Redis without persistence was restarted, which must not move labels
             self._revision = ""
-            self._restore(self._contents)
+            if self.shared:
+                self._restore(self._contents)
             return
         self._contents = _decode(edition.data, self.where)
         self._revision = edition.revision

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import msgspec
 import numpy as np
 
 from backline.backends.backend import Run, StreamingModel
@@ -37,14 +38,13 @@ if TYPE_CHECKING:
 
 
 @decodable
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True):
     """Results of trial runs, valid for all loads of the same files and configuration. `probe` is None if no
     proof was attempted.
     """
 
     probe: BatchProbe | None = None
-    times: RunTimes = field(default_factory=lambda: RunTimes({}))
+    times: RunTimes = msgspec.field(default_factory=lambda: RunTimes({}))
 
 
 #: The maximum length of a proof's reason that is accepted from another process, in characters.
@@ -94,7 +94,7 @@ class LoadedVersion(ABC):
     reason: str
     #: Whether a request may get any number of responses.
     decoupled: bool
-    measured: Measured = Measured()
+    measured: Measured = field(default_factory=Measured)
     warnings: tuple[str, ...] = ()
     #: The rules for which requests may share a batch; None if only requests of equal shapes may.
     joining: Joining | None = None
@@ -108,6 +108,8 @@ class LoadedVersion(ABC):
         """
         return 1
 
+    #: Whether runs get the parameters of their requests.
+    reads_parameters: ClassVar[bool] = True
     #: Whether new instances need `resize`, because they take time to start.
     resizes: ClassVar[bool] = False
 

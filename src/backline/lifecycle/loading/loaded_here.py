@@ -9,6 +9,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
+
+from msgspec import structs
 
 from backline.backends.backend import LoadedModel, Run
 from backline.engine.config.model_config import ModelConfig
@@ -61,6 +64,8 @@ class LoadedHere(LoadedVersion):
     pools: tuple[ModelInWorkers, ...] = ()
     spread: LoadedModel | None = None
 
+    reads_parameters: ClassVar[bool] = False
+
     @property
     def model(self) -> LoadedModel:
         """The replica on the first device. This replica was measured."""
@@ -76,8 +81,8 @@ class LoadedHere(LoadedVersion):
 
     def placed_again(self, config: ModelConfig) -> LoadedHere:
         if self.pools:
-            config = replace(config, lane="thread")
-        config = replace(config, usual_instances=self.view.config.usual_instances)
+            config = structs.replace(config, lane="thread")
+        config = structs.replace(config, usual_instances=self.view.config.usual_instances)
         placed = place_again(config, self.placed)
         chosen = _plan(config, self.model, self.measured, self.max_batch_size, placed)
         return replace(
@@ -141,7 +146,7 @@ class LoadedHere(LoadedVersion):
 
         Returns this model. If its first runs were fast this time, its measurements now say so, and later
         loads make no runs: they had looked slow only because other loads kept the interpreter busy. Raises
-        Internal if all inputs make the model fail in the same way.
+        Internal if the model can never run.
         """
         times = self.measured.times
         if self.lane != "inline" or (times.seconds and times.first <= SLOW_FIRST_RUN):
@@ -153,7 +158,7 @@ class LoadedHere(LoadedVersion):
             trial = find_trial(
                 runs, batched=batched, samples=fitting(runs.signature, samples, batched=batched)
             )
-            runs.check_failures(batched=batched)
+            runs.check_failures()
             if trial is None:
                 slowest = math.inf
                 continue
@@ -161,7 +166,9 @@ class LoadedHere(LoadedVersion):
             slowest = max(slowest, first_run(runs, trial, times.seconds.get(1, 0.0)))
         if not times.seconds or slowest > SLOW_FIRST_RUN:
             return self
-        return replace(self, measured=replace(self.measured, times=replace(times, first=slowest)))
+        return replace(
+            self, measured=structs.replace(self.measured, times=structs.replace(times, first=slowest))
+        )
 
     def lone_runs(self) -> Iterable[Run]:
         return [self.view.alone(copy).run for copy in self._copies]
@@ -186,7 +193,7 @@ def measure_model(
 
     A configured batch is trusted, and only checked by a run that has to be timed anyway; configured rules for
     joining requests are proved. The user's `samples` are tried before generated inputs. `run_cores` is as in
-    LoadOptions. Raises Internal if all inputs make the model fail in the same way.
+    LoadOptions. Raises Internal if the model can never run.
     """
     join = view.stage(JoinRequests)
     runs = TrialRuns(view.alone(model))
@@ -207,7 +214,7 @@ def measure_model(
             trial = find_trial(runs, batched=False, samples=whole)
         else:
             trial = trial.unbatched(runs.signature)
-    runs.check_failures(batched=bool(config.max_batch_size))
+    runs.check_failures()
     if trial is None:
         return Measured(probe)
     times = measure(runs, max_batch_size, trial)
@@ -256,7 +263,9 @@ def measure_spread(
         copy.close()
     if seconds is None:
         return measured
-    return replace(measured, times=replace(times, spread_threads=cores, spread_seconds=seconds))
+    return structs.replace(
+        measured, times=structs.replace(times, spread_threads=cores, spread_seconds=seconds)
+    )
 
 
 def _copy(view: View, model: LoadedModel, threads: int) -> LoadedModel | None:

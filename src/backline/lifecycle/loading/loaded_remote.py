@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from backline.backends.backend import RemoteModel, Run
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument, Unavailable
@@ -176,7 +178,7 @@ def _refuse_stages(config: ModelConfig, view: View) -> None:
 def _configured(config: ModelConfig) -> Description:
     first = (-1,) if config.max_batch_size else ()
     inputs, outputs = (
-        tuple(replace(spec, shape=(*first, *spec.shape)) for spec in specs)
+        tuple(structs.replace(spec, shape=(*first, *spec.shape)) for spec in specs)
         for specs in (config.inputs, config.outputs)
     )
     return Description(Signature(inputs, outputs), config.max_batch_size, config.decoupled)

@@ -38,9 +38,13 @@ _METADATA = (".dist-info", ".egg-info")
 
 
 class Content(Protocol):
-    """A digest of a version's files, which also tells whether the files have changed since the digest was
-    made.
-    """
+    """The content of a version's files; see VersionContent."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def identity(self) -> str: ...
 
     @property
     def digest(self) -> str: ...
@@ -51,13 +55,18 @@ class Content(Protocol):
 
 @decodable
 class _Kept(msgspec.Struct, frozen=True):
-    """The content of a MeasurementFile. `model` and `version` are only for people who read the file."""
+    """The content of a MeasurementFile. `model` and `version` are only for people who read the file.
+
+    `content` is the digest of the version's files. Files with the identity `identity` have this digest.
+    """
 
     model: str
     version: str
     key: str
     devices: tuple[str, ...]
     measured: Measured
+    content: str = ""
+    identity: str = ""
 
 
 _decode = msgspec.json.Decoder(_Kept).decode
@@ -107,9 +116,18 @@ class MeasurementFile:
         except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             log.warning("'%s' cannot be used (%s), so the model is measured again", self._file, error)
             return None
-        if kept.key != self._key():
+        self.hold()
+        content = self._content
+        same = content is not None and kept.identity != "" and kept.identity == content.identity
+        if same:
+            self._made_key = _key_of(kept.content, self._config)
+        # Where files are tried, measuring again takes another trial: the server must not run them untried.
+        if kept.key != self._key() or kept.measured.times.undecided:
             return None
         self._recalled = kept.measured
+        if content is not None and not same and content.size > _SMALL and content.identity:
+            # The next start need not read the files.
+            self._write(msgspec.structs.replace(kept, content=content.digest, identity=content.identity))
         return kept
 
     def keep_if_dearer(self, measured: Measured, placed: Places, file_bytes: int) -> None:
@@ -128,28 +146,32 @@ class MeasurementFile:
             self.keep(measured, device_names(placed))
 
     def keep(self, measured: Measured, devices: Sequence[str]) -> None:
-        """Stores measurements made on `devices`, unless the files are unreadable or have changed since `hold`
-        read them. If storing fails, logs a warning; the next start then measures again.
+        """Stores measurements made on `devices`, unless the files are unreadable or have changed since
+        `hold`. If storing fails, for example on a read-only disk, the next start measures again.
         """
         key = self._key()
-        if not key or not self.unchanged:
+        if not key or self._content is None or not self.unchanged:
             return
-        kept = _Kept(self._config.name, self._version, key, tuple(devices), measured)
+        content, identity = self._content.digest, self._content.identity
+        name, version = self._config.name, self._version
+        self._write(_Kept(name, version, key, tuple(devices), measured, content, identity))
+
+    def _write(self, kept: _Kept) -> None:
         path = Path(self._file)
         try:
             make_folder(path.parent)
             with replacement(path) as new:
                 new.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
         except (OSError, BacklineError) as error:
-            log.warning("the measurements of model '%s' cannot be stored: %s", self._config.name, error)
+            _say_once(path.parent, str(error))
 
     @property
     def unchanged(self) -> bool:
-        """Whether the model's files are still as `hold` read them; True if `hold` has not read any."""
+        """Whether the model's files are still as `hold` found them; True if `hold` has found none."""
         return self._content is None or self._content.unchanged
 
     def hold(self) -> None:
-        """Reads the files now, so that `unchanged` notices every later change."""
+        """Looks at the files now, so that `unchanged` notices every later change."""
         if self._content is None:
             self._content = self._read_content()
 
@@ -163,8 +185,25 @@ class MeasurementFile:
         self.hold()
         if self._content is None:
             return ""
-        parts = (self._content.digest, load_key(self._config), _digest_of_packages(), usable_cores())
-        return _digest(parts)
+        try:
+            return _key_of(self._content.digest, self._config)
+        except OSError as error:
+            log.warning("model '%s' is measured at each start: %s", self._config.name, error)
+            return ""
+
+
+@cache
+def _say_once(folder: Path, error: str) -> None:
+    """Logs that a folder cannot be written: once, because a server may have thousands of models."""
+    text = (
+        "'%s' cannot be written (%s), so models are tried and measured again at the next start: choose a"
+        " writable folder with --state-dir"
+    )
+    log.info(text, folder, error)
+
+
+def _key_of(content: str, config: ModelConfig) -> str:
+    return _digest((content, load_key(config), _digest_of_packages(), usable_cores()))
 
 
 def _digest(parts: object) -> str:

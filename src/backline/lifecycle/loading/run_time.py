@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from time import perf_counter
 
 import numpy as np
+from msgspec import Struct
 
 from backline.engine.config.model_config import Lane
 from backline.engine.errors import BacklineError
@@ -42,10 +42,15 @@ _SLOW_RUN = 0.005
 _BUDGET = 0.05
 #: A model whose runs take longer than this, in seconds, is run as few times as possible; see `measure`.
 LONG_RUN = 0.1
-#: The maximum number of timed runs at each batch size, not counting the first run.
-_RUNS = 5
+#: The maximum number of timed runs at each batch size in a pass, not counting the first run.
+_RUNS = 3
+#: The batch sizes are timed in at most this many passes. After the second, measuring ends as soon as the two
+#: fastest passes agree.
+_PASSES = 5
+#: Runs shorter than this, in seconds, are rarely interrupted, so the fastest of a few is undisturbed.
+_SHORT = 0.001
 #: No further run is timed at a batch size once the runs at this size have taken this many seconds.
-_SECONDS_PER_SIZE = 0.01
+_SECONDS_PER_SIZE = 0.005
 #: A first run slower than this, in seconds, counts as a measurement; a faster one is only a warm-up.
 _NO_WARM_UP = 0.01
 #: If the first run of a model in the inline lane takes this many seconds longer than a later run, the model
@@ -73,8 +78,7 @@ _GROWTH = (4, 16)
 _WAITING = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class RunTimes:
+class RunTimes(Struct, frozen=True):
     """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
     All durations are in seconds. The batch sizes are powers of two. No larger size is timed once larger
@@ -95,6 +99,8 @@ class RunTimes:
     first: float = 0.0
     spread_threads: int = 0
     spread_seconds: float = 0.0
+    #: Whether passes of the measurement disagreed until the end, because the machine was busy.
+    undecided: bool = False
 
     @property
     def lone_threads(self) -> int:
@@ -103,8 +109,7 @@ class RunTimes:
         return self.spread_threads if fast else 1
 
 
-@dataclass(frozen=True, slots=True)
-class RunPlan:
+class RunPlan(Struct, frozen=True):
     """The lane, maximum batch size and number of instances of a model, and the reason for this choice."""
 
     lane: Lane
@@ -122,23 +127,23 @@ def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTime
     there are batches. Runs that a TrialRuns has already made count as measurements, so that a slow model
     whose batches were proved is not run again.
     """
-    started = perf_counter()
     runs = model if isinstance(model, TrialRuns) else TrialRuns(model)
     trial = trial or find_trial(runs, batched=max_batch > 0)
     if trial is None:
         return RunTimes({})
     try:
         alone = _time_alone(runs, trial.inputs)
+        undecided = False
         if alone.seconds > LONG_RUN:
             seconds = {1: alone.seconds, **_time_long_batch(runs, trial.inputs, max_batch)}
         else:
-            seconds = _time_batches(runs, trial.inputs, alone.seconds, max_batch, started)
+            seconds, undecided = _time_batches(runs, trial.inputs, max_batch)
         grown = _time_grown(runs.model, trial, batched=max_batch > 0) if seconds[1] <= INLINE_RUN else 0.0
     except BacklineError:
         return RunTimes({})
     elements = sum(array.size for array in trial.inputs.values())
     first = first_run(runs, trial, alone.seconds)
-    return RunTimes(seconds, grown, elements, alone.computing < _WAITING, first=first)
+    return RunTimes(seconds, grown, elements, alone.computing < _WAITING, first=first, undecided=undecided)
 
 
 def first_run(runs: TrialRuns, trial: Trial, alone: float) -> float:
@@ -220,6 +225,10 @@ def plan(
     limit = choose_batch_limit(
         times.seconds, overhead=_INLINE_DISPATCH if lane == "inline" else _THREAD_HOP, longest=longest
     )
+    if times.undecided:
+        # Batching is proved. Without batches a model may serve a fraction of its requests, whereas a batch
+        # that saves no time only makes its first items wait for the others.
+        limit = LARGEST_BATCH if lane == "thread" else max(limit, *_allowed(times.seconds, longest))
     limit = max(1, min(limit, max_batch))
     count = 1 if lane == "inline" else instances or spare
     return RunPlan(lane, limit, count, _explain(times, lane, limit, count, batched=max_batch > 0))
@@ -237,12 +246,14 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
     `overhead` seconds are added to the time of each run. Batches of several items that take more than
     `longest` seconds are not considered.
     """
-    allowed = {
-        size: (time + overhead) / size for size, time in seconds.items() if size == 1 or time <= longest
-    }
+    allowed = {size: (seconds[size] + overhead) / size for size in _allowed(seconds, longest)}
     best = min(allowed.values())
     gain = _SLOW_GAIN if seconds[1] > _SLOW_RUN else _GAIN
     return min(size for size, cost in allowed.items() if cost * (1 - gain) <= best)
+
+
+def _allowed(seconds: dict[int, float], longest: float) -> list[int]:
+    return [size for size, time in seconds.items() if size == 1 or time <= longest]
 
 
 def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
@@ -254,7 +265,7 @@ def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
     if fastest.seconds > LONG_RUN:
         return fastest
     measured = time_run()
-    seconds = _time(lambda: runs.model.run(item, names))
+    seconds, _ = _time(lambda: runs.model.run(item, names))
     return RunTime(seconds, measured().computing)
 
 
@@ -274,28 +285,46 @@ def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int,
     return {2: runs.times_of(pair)[0].seconds}
 
 
-def _time_batches(
-    runs: TrialRuns, item: Arrays, alone: float, max_batch: int, started: float
-) -> dict[int, float]:
-    """Returns how many seconds a run takes, by batch size; `alone` is the time for one item."""
+def _time_batches(runs: TrialRuns, item: Arrays, max_batch: int) -> tuple[dict[int, float], bool]:
+    """Returns how many seconds a run takes, by batch size, and whether other work made this uncertain.
+
+    Other work can only slow a run down, so the fastest pass counts. The passes take turns over the sizes, so
+    that a disturbance of some length does not hit all runs of one size.
+    """
     names = [spec.name for spec in runs.signature.outputs]
+    passes: dict[int, list[float]] = {}
 
-    def run(size: int) -> None:
-        runs.model.run(_repeated(item, size), names)
+    def run(size: int) -> None:  # with the copy that joins the batch
+        runs.model.run(item if size == 1 else _repeated(item, size), names)
 
-    seconds = {1: alone}
-    size, idle = 2, 0
-    while size <= min(max_batch, LARGEST_BATCH):
-        seconds[size] = _time(partial(run, size))
-        gained = (seconds[size] + _INLINE_DISPATCH) / size < (seconds[size // 2] + _INLINE_DISPATCH) / (
-            size // 2
-        ) * (1 - _GAIN)
-        idle = 0 if gained else idle + 1
-        spent = perf_counter() - started
-        if idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET):
+    for _ in range(_PASSES):
+        size, idle, spent = 1, 0, 0.0
+        while size <= max(1, min(max_batch, LARGEST_BATCH)):
+            seconds, took = _time(partial(run, size))
+            passes[size] = sorted([*passes.get(size, ()), seconds])
+            spent += took
+            if size > 1:
+                here, before = passes[size][0] + _INLINE_DISPATCH, passes[size // 2][0] + _INLINE_DISPATCH
+                idle = 0 if here < 2 * before * (1 - _GAIN) else idle + 1
+            size *= 2
+            if size not in passes and (idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET)):
+                break
+        if agreed := _agree(passes):
             break
-        size *= 2
-    return seconds
+    return {size: times[0] for size, times in passes.items()}, not agreed
+
+
+def _agree(passes: dict[int, list[float]]) -> bool:
+    """Returns whether the two fastest times at each size lead to batch limits within a factor of two."""
+    if min(map(len, passes.values())) < 2:
+        return False
+    limits = [
+        choose_batch_limit(
+            {size: times[place] for size, times in passes.items()}, overhead=_THREAD_HOP, longest=float("inf")
+        )
+        for place in (0, 1)
+    ]
+    return max(limits) <= 2 * min(limits)
 
 
 def _time_grown(model: Tried, trial: Trial, *, batched: bool) -> float:
@@ -313,7 +342,7 @@ def _time_grown(model: Tried, trial: Trial, *, batched: bool) -> float:
                 break
             inputs = make_inputs(model.signature, sizes, 1 if batched else None, trial.family, 1)
             try:
-                longest = max(longest, _time(partial(model.run, inputs, names)))
+                longest = max(longest, _time(partial(model.run, inputs, names))[0])
             except BacklineError:
                 break  # the model rejects such sizes
     return longest
@@ -333,22 +362,29 @@ def _elements(model: Tried, sizes: Sizes) -> int:
     return largest
 
 
-def _time(run: Callable[[], object]) -> float:
-    """Returns the time of the fastest of a few runs, because other programs can only slow a run down."""
-    begin = perf_counter()
-    run()
-    first = perf_counter() - begin
+def _time(run: Callable[[], object]) -> tuple[float, float]:
+    """Returns the time of the fastest of a few runs, and that of all of them."""
+    first = _time_once(run, long=True)
     fastest = first if first > _NO_WARM_UP else float("inf")
     total = 0.0
     for _ in range(_RUNS):
-        begin = perf_counter()
-        run()
-        took = perf_counter() - begin
+        took = _time_once(run, long=first > _SHORT)
         fastest = min(fastest, took)
         total += took
         if total > _SECONDS_PER_SIZE:
             break
-    return fastest
+    return fastest, first + total
+
+
+def _time_once(run: Callable[[], object], *, long: bool) -> float:
+    """Returns the time of a run, for a `long` one without the time for which the thread waited for a core."""
+    if long:
+        measured = time_run()
+        run()
+        return measured().seconds
+    begin = perf_counter()
+    run()
+    return perf_counter() - begin
 
 
 def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched: bool) -> str:
@@ -357,6 +393,9 @@ def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched
     text = f"a run takes {format_seconds(single)}: on {'the event loop' if lane == 'inline' else threads}"
     if not batched:
         return text
+    if times.undecided:
+        unsure = "undecided whether smaller ones would do, because the machine was busy"
+        return f"{text}, in batches of up to {limit} ({unsure})"
     if limit == 1:
         return f"{text}, one request at a time, because larger batches save no time"
     measured = times.seconds.get(limit)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from msgspec import Struct
 
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
@@ -27,8 +27,7 @@ MAX_FIXED_ELEMENTS = 1 << 26
 _MAX_FREE_DIMENSIONS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class ValueFamily:
+class ValueFamily(Struct, frozen=True):
     """A family of values to try: floats spread over `offset` ± `scale`, integers from `lowest` to `top`, and
     strings.
     """

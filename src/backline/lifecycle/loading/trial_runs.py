@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from time import perf_counter, process_time
 from typing import Protocol, TypeAlias
 
 import numpy as np
+from msgspec import Struct
 
 from backline.backends.runtime import NeverRuns
 from backline.engine.errors import BacklineError, Internal
@@ -40,8 +40,6 @@ _MOST_TRIES = 100
 #: The maximum number of elements of all inputs in a round, because runs with large inputs are slow. The
 #: first input of a round is always tried.
 _MOST_ELEMENTS = 1 << 20
-#: The number of failed runs after which a model is assumed to fail for every input.
-_MANY_FAILURES = 3
 #: After this many inputs with an empty output, the search settles for the first of these inputs.
 _MOST_EMPTY = 6
 
@@ -59,12 +57,11 @@ class Tried(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RunTime:
+class RunTime(Struct, frozen=True):
     """The duration of one run in seconds, and the process's CPU time as a multiple of that duration.
 
-    Time spent waiting for a core counts only in `seconds`: on a busy machine, a run that computes would
-    otherwise look as if it waited for something else.
+    The time for which the thread waited for a core is left out: it says how busy the machine is, not how long
+    the model takes.
     """
 
     seconds: float
@@ -81,8 +78,6 @@ class TrialRuns:
         self._times: dict[object, list[RunTime]] = {}
         #: The errors of failed runs.
         self._failures: list[Internal] = []
-        #: Whether the model has rejected an input as invalid. Such a model may accept another input.
-        self._refused = False
 
     @property
     def signature(self) -> Signature:
@@ -97,9 +92,6 @@ class TrialRuns:
         except Internal as error:
             self._failures.append(error)
             raise
-        except BacklineError:
-            self._refused = True
-            raise
         self._times.setdefault(_shapes(inputs), []).append(measured())
         return arrays
 
@@ -107,42 +99,25 @@ class TrialRuns:
         """Returns the times of the runs whose inputs had the shapes of `inputs`, in order."""
         return self._times.get(_shapes(inputs), ())
 
-    def check_failures(self, *, batched: bool) -> None:
-        """Raises Internal if every run has failed, and runs with other inputs would probably fail too.
+    def check_failures(self) -> None:
+        """Raises Internal if the model has said that no run can ever succeed.
 
-        A damaged file may load and fail only when it runs. The model is refused if it raises NeverRuns, or if
-        it fails with the same error for all inputs. A model that refuses an input may accept other inputs.
-        So may a model with variable dimensions, or one with strings, which may have to be images or JSON.
-        `batched` says whether the first dimension is known to be a batch.
+        Any other failure proves nothing: the inputs may be sizes or other values that no trial guesses.
         """
-        failures = self._failures
-        if self._times:
-            return
-        for error in failures:
-            if isinstance(error, NeverRuns):
+        for error in self._failures:
+            if isinstance(error, NeverRuns) and not self._times:
                 raise Internal(error.message)
-        if (
-            len(failures) < _MANY_FAILURES
-            or self._refused
-            or free_dimensions(self.signature, batched=batched)
-            or any(spec.datatype is DataType.BYTES for spec in self.signature.inputs)
-        ):
-            return
-        if len({error.message for error in failures}) == 1:
-            raise Internal(
-                f"{failures[0].message} (the same for all {len(failures)} inputs that were tried; if the"
-                " model accepts others, set model_warmup to them)"
-            )
 
 
 def time_run() -> Callable[[], RunTime]:
     """Starts timing what the current thread does. Returns a function that returns the time since then."""
+    # The clock is read first here and last below: a wait outside of the measured time must not shorten it.
     begun, computed, without_core = perf_counter(), process_time(), seconds_without_core()
 
     def measured() -> RunTime:
-        seconds = perf_counter() - begun
-        on_core = seconds - (seconds_without_core() - without_core)
-        return RunTime(seconds, (process_time() - computed) / max(on_core, 1e-9))
+        waited = seconds_without_core() - without_core
+        on_core = max(perf_counter() - begun - waited, 1e-9)
+        return RunTime(on_core, (process_time() - computed) / on_core)
 
     return measured
 
@@ -151,8 +126,7 @@ def _shapes(inputs: Mapping[str, np.ndarray]) -> object:
     return tuple(sorted((name, array.shape) for name, array in inputs.items()))
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """Inputs that the model accepted in a trial run, and the outputs of that run.
 
     `sizes` are the sizes of the variable dimensions. If the values were generated, they are of `family`, with

@@ -7,12 +7,16 @@ import hashlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from backline.backends.backend import HostedModel, LoadOptions
 from backline.backends.registry import choose, describe_runtime
@@ -52,8 +56,7 @@ _TRITON_BATCH, _TRITON_INSTANCES = 4, 2
 Check: TypeAlias = Callable[[Ticket], None]
 
 
-@dataclass(frozen=True, slots=True)
-class WarmModel:
+class WarmModel(Struct, frozen=True):
     """The result of a load: a model that has run its warm-up requests, and what was learned about it."""
 
     loaded: LoadedVersion
@@ -117,7 +120,7 @@ class VersionLoad:
             # depend on whether a copy was chosen in the previous load.
             self._config = replace(self._config, lone_run_threads=1)
         cached = self._shared.cache is not None and self._config.response_cache
-        content = self._content("its responses are cached for this load only") if cached else None
+        content = self._content("its responses are cached for this load only", read=True) if cached else None
         config, options = self._config, self._shared.options
         check_cores(config.name, config.cpus)
         kept = MeasurementFile(
@@ -282,17 +285,20 @@ class VersionLoad:
     def _has_tensorflow_file(self) -> bool:
         return any(name.endswith(TENSORFLOW_FILE) for name in self._version.files)
 
-    def _content(self, otherwise: str) -> VersionContent | None:
-        """Returns a digest of the files. Results that outlive this load, such as cached responses, are stored
-        under the digest, so they are never used for other files.
+    def _content(self, otherwise: str, *, read: bool = False) -> VersionContent | None:
+        """Returns the content of the files. Results that outlive this load, such as cached responses, are
+        stored under its digest, so they are never used for other files.
 
-        Returns None if the version has no files, or if they cannot be read. In the latter case, logs a
-        warning with the consequence, `otherwise`.
+        With `read`, the digest is made now. Returns None if the version has no files, or if they cannot be
+        read. In the latter case, logs a warning with the consequence, `otherwise`.
         """
         if self._version.path is None:
             return None
         try:
-            return VersionContent(self._fetched.root, self._version.files)
+            content = VersionContent(self._fetched.root, self._version.files)
+            if read:
+                _ = content.digest
+            return content
         except OSError as error:
             model = self._model
             log.warning("model '%s' version %s: %s: %s", model.name, model.version, otherwise, error)
@@ -312,10 +318,12 @@ def as_in_triton(config: ModelConfig, path: Path) -> ModelConfig:
 
 #: Files up to this size, in bytes, are read in one step to compute their digest.
 _READ_WHOLE = 1 << 20
+#: Files that were written more recently than this, in nanoseconds, are recognised only by their content.
+_SETTLED_NS = 2_000_000_000
 
 
 class VersionContent:
-    """A digest of the files `names` below `root`, by which servers with a common cache recognise equal files.
+    """The content of the files `names` below `root`.
 
     May be used on any thread. Raises OSError when a file cannot be read.
     """
@@ -323,7 +331,30 @@ class VersionContent:
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         # Paths are strings, because pathlib objects would add a tenth to the load time of a small model.
         self._files = {name: os.path.join(root, name) for name in sorted(names)}
+        self._made = time.time_ns()
         self._before = self._state()
+
+    @property
+    def size(self) -> int:
+        """The total size of the files in bytes."""
+        return sum(size for _, size, _, _ in self._before)
+
+    @property
+    def identity(self) -> str:
+        """A text that tells, without reading the files, that they are the same files as at another time.
+
+        Empty if a file was written just now, because another write in the same tick of the clock would not
+        change its times.
+        """
+        if any(max(times) > self._made - _SETTLED_NS for _, _, *times in self._before):
+            return ""
+        return hashlib.sha256(
+            repr((list(self._files), self._before)).encode("utf-8", "surrogatepass")
+        ).hexdigest()
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest by which servers with a common cache recognise equal files. Reads the files."""
         digest = hashlib.sha256()
         for (name, path), (_, size, _, _) in zip(self._files.items(), self._before, strict=True):
             digest.update(f"{name!r}:".encode("utf-8", "surrogatepass"))
@@ -333,11 +364,11 @@ class VersionContent:
                 with open(path, "rb", buffering=0) as file:
                     of_file = hashlib.file_digest(file, "sha256")
             digest.update(of_file.digest())
-        self.digest = digest.hexdigest()
+        return digest.hexdigest()
 
     @property
     def unchanged(self) -> bool:
-        """Whether no file has been written or replaced since this object began to read the files."""
+        """Whether no file has been written or replaced since this object was created."""
         return self._state() == self._before
 
     def _state(self) -> list[tuple[int, int, int, int]]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec import Struct
 
 from backline.backends.backend import Run
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
@@ -83,8 +83,7 @@ MAX_RECORDS = 1000
 MAX_COUNT = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class WarmUpRequest:
+class WarmUpRequest(Struct, frozen=True):
     """A request that warm-up runs `count` times. Messages name it by its `label`. `outputs` is None to ask
     for all outputs.
 

@@ -8,11 +8,13 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from backline.backends.backend import HostedModel
 from backline.engine.config.joining import Joining

@@ -9,8 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from backline.backends.runtime import grown_by_imports
 from backline.lifecycle.memory.needs import LoadKind, Need, Needs
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from backline.lifecycle.memory.gpu_budgets import GpuBudgets
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """The memory that the server's process and its workers hold at one moment, in bytes.
 
     `server` counts only memory that is not shared with a worker, and no mapped files, whose resident bytes

@@ -10,9 +10,11 @@ import posixpath
 import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict, replace
 
 from backline.backends.registry import choose_by_name
 from backline.engine.config.model_config import ModelConfig
@@ -52,8 +54,7 @@ _RUNTIMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(Struct, frozen=True):
     """The memory of a model in bytes.
 
     `own` is what the loaded model holds and shares with no other process, and `peak` is the maximum that it
@@ -75,8 +76,7 @@ class Need:
         return not self.peak and not self.gpus
 
 
-@dataclass(frozen=True, slots=True)
-class LoadKind:
+class LoadKind(Struct, frozen=True):
     """The facts about a load that are known before the load begins.
 
     `key` depends on the files, on the settings that a load reads and, for a model in workers, on the number

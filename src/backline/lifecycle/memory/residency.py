@@ -8,9 +8,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Hashable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from time import monotonic, time
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.values.device import CPU, Device

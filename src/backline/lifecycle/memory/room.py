@@ -6,15 +6,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from backline.engine.errors import Unavailable
 from backline.engine.numbers import format_bytes
 from backline.engine.values.device import CPU, Device
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
+class Tenant(Struct, frozen=True):
     """A loaded version.
 
     `memory` is the memory that the version shares with no other version, in bytes, and `files` are the files
@@ -37,8 +37,7 @@ class Tenant:
     pids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True):
     """The memory that a load needs on one device, the device's budget, and the memory in use, in bytes.
 
     If the device is the CPU, this is host memory.
@@ -54,8 +53,7 @@ class Demand:
         return self.held + self.needed - self.budget
 
 
-@dataclass(frozen=True, slots=True)
-class Shortage:
+class Shortage(Struct, frozen=True):
     """The reason why a load does not fit into the memory budget, as sizes in bytes. `idle` is the memory that
     unloading all idle versions would free.
     """

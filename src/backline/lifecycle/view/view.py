@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from backline.backends.backend import LoadedModel, StreamingModel
 from backline.engine.config.model_config import ModelConfig

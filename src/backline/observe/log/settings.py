@@ -6,8 +6,10 @@ The extension is described in docs/protocol/extension_logging.md of triton-infer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from backline.engine.control import LogValue
 from backline.engine.errors import InvalidArgument, Unsupported
@@ -23,8 +25,7 @@ _HIGHEST = (1 << 31) - 1
 _EXPECTED = {bool: "boolean", int: "int32", str: "string"}
 
 
-@dataclass(frozen=True, slots=True)
-class LogSettings:
+class LogSettings(Struct, frozen=True):
     """The settings of the log: which severities are logged, in which format, and to which file (`file` is
     empty for stderr).
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.numbers import parse_whole
@@ -28,8 +30,7 @@ _RANGES: Final = {
 CHANGEABLE: Final = ("trace_level", *_RANGES)
 
 
-@dataclass(slots=True, eq=False)
-class TraceSetting:
+class TraceSetting(Struct, eq=False):
     """The trace settings of one model, or the global trace settings. They decide which requests are traced.
 
     The last of every `trace_rate` requests is traced, until `trace_count` requests have been traced; -1 means
@@ -207,8 +208,7 @@ _SPANS: Final = ("url", "resource", "bsp_max_queue_size", "bsp_schedule_delay", 
 DEFAULT_URL: Final = "http://localhost:4318/v1/traces"
 
 
-@dataclass(frozen=True, slots=True)
-class SpanOptions:
+class SpanOptions(Struct, frozen=True):
     """Options that say where and how spans are sent. For an option that is None, OpenTelemetry's environment
     variables or defaults apply.
     """
@@ -224,8 +224,7 @@ class SpanOptions:
     max_export_batch_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TraceConfig:
+class TraceConfig(Struct, frozen=True):
     """The configuration of tracing: where traces are written and, until a client changes the settings, which
     requests are traced.
     """

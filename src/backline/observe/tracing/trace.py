@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import monotonic, monotonic_ns
 from typing import Generic, Protocol, TypeVar
+
+from msgspec import Struct
 
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded
@@ -27,8 +28,7 @@ RECEIVED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """A run of the model that included the request. Times are from time.monotonic_ns(); `batch_size` is the
     number of items in the whole batch.
     """
@@ -40,8 +40,7 @@ class Run:
     batch_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """The class and message of an error. The error itself is not kept, because the traceback of the error
     would keep the request's tensors alive.
     """

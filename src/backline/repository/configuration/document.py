@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct, field
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import printable
@@ -46,8 +47,7 @@ class CreationFault(InvalidArgument):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True):
     """A configuration before it is checked.
 
     `message` is an inference.ModelConfig. `source` names the file or request that contained the

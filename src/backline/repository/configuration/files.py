@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
@@ -13,8 +13,7 @@ CONFIG_PBTXT = "config.pbtxt"
 MODEL_TOML = "model.toml"
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigFiles:
+class ConfigFiles(Struct, frozen=True):
     """Settings for finding and checking the configuration files of models.
 
     If a model has the file configs/<name>.pbtxt or configs/<name>.toml, this file is used. If `complete` is

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
+
+from msgspec.structs import replace
 
 from backline.engine.config.instance_group import MAX_INSTANCES, InstanceGroup, Resource
 from backline.engine.config.joining import BatchInput, Cut, Joining, Padding

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from backline.engine.config.model_config import ModelConfig, ModelFormat, VersionPolicy
 from backline.engine.errors import BacklineError, InvalidArgument
@@ -23,8 +25,7 @@ from backline.repository.repository import FoundModel
 _SAVED_MODEL_PLATFORM = "tensorflow"
 
 
-@dataclass(frozen=True, slots=True)
-class ListedModel:
+class ListedModel(Struct, frozen=True):
     """An entry of the list. `base_path` is the folder with the versions, as written in the list."""
 
     name: str

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.document_limits import check_size
@@ -65,8 +66,7 @@ def read_settings(root: Folder, formats: Sequence[ModelFormat], configs: ConfigF
     return [_join(by_name[name]) for name in sorted(by_name)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
+class _Settings(Struct, frozen=True):
     """The fields of a model-settings.json that have an effect."""
 
     name: str

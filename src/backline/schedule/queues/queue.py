@@ -5,8 +5,10 @@ of all models together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import BacklineError, DeadlineExceeded, Unavailable
@@ -15,8 +17,7 @@ from backline.engine.ticket import Ticket
 _ANY = QueuePolicy()
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSettings:
+class QueueSettings(Struct, frozen=True):
     """The settings of a model's queue. `policy` applies to all levels that have no policy in `policies`.
 
     If `levels` is 0, there is a single level. Otherwise requests have levels from 1 (the highest) to

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol, TypeAlias
+
+from msgspec import Struct
 
 from backline.engine.values.tensor import Tensor
 
@@ -19,8 +20,7 @@ State: TypeAlias = Mapping[str, Tensor]
 _FEW = 256
 
 
-@dataclass(frozen=True, slots=True)
-class StateKey:
+class StateKey(Struct, frozen=True):
     """The key of a state. It includes the version of the model, because another version might interpret the
     state differently.
     """

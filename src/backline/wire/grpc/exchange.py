@@ -94,11 +94,11 @@ class GrpcExchange(Stream):
         connection = self.connection
         wire = connection.wire
         if not self.streaming:
-            return connection.overload(self.head.path) if wire.requests > connection.max_requests else None
+            full = wire.requests > connection.max_requests and not self.head.vital
+            return connection.overload() if full else None
         if connection.reserved:
             return "connections"
-        full = wire.streams > wire.limits.max_streams or connection.peer.streams > wire.peers.max_streams
-        return "streams open" if full else None
+        return "streams open" if connection.has_too_many_streams else None
 
     def bound_of(self, beginning: Buffer, *, compressed: bool) -> Bound:
         """Returns the size limit of a large message, given at least its first BEGINNING bytes."""

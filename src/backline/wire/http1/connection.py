@@ -88,6 +88,8 @@ class Http1Connection(Connection):
         #: bytes.
         self.lingering = False
         self._linger_bytes = 0
+        #: False if the last request is answered without its body, which may still arrive.
+        self.body_awaited = True
         #: The object that takes over the transport after a WebSocket handshake, or None.
         self.websocket: WebSocketConnection | None = None
 
@@ -318,7 +320,7 @@ class Http1Connection(Connection):
 
     def last_answered(self) -> None:
         """Closes the connection after a response with `connection: close`."""
-        if self.pipeline.last_answer:
+        if self.pipeline.last_answer or not self.body_awaited:
             self.linger()
         else:
             self.receiver.abandon()

@@ -5,7 +5,8 @@ responses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from backline.wire.application import BROWSER_FIELDS, Buffer, Fields
 from backline.wire.connection import Wire, http_date
@@ -74,8 +75,7 @@ def has_no_body(status: int) -> bool:
     return status in {204, 304} or status < 200
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """The response to a request that does not reach the application.
 
     `close` ends the connection after the response. `head_only` leaves out the body, which a client that sent

@@ -50,6 +50,8 @@ class Pipeline:
         #: The response to the current request if the response is streamed, otherwise None.
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
+        #: Whether the response to the current request may last for hours; see HttpRequest.count_as_stream.
+        self.lasting = False
         #: Whether `advance` is running. If the application responds while its request is being dispatched,
         #: the response must not start another `advance`: such calls would nest one level deeper with each
         #: pipelined request.
@@ -157,8 +159,12 @@ class Pipeline:
 
     def release(self, request: Http1Request) -> None:
         """Stops counting a request toward the limits of the server and its peer."""
-        self.wire.requests -= 1
-        self.peer.requests -= 1
+        if request.counted_apart is not None:
+            request.counted_apart()
+            self.lasting = False
+        else:
+            self.wire.requests -= 1
+            self.peer.requests -= 1
         self.wire.buffered_bytes -= request.counted_bytes
         request.counted_bytes = 0
 
@@ -193,7 +199,7 @@ class Pipeline:
         """Called when the response to the current request has been written."""
         self.answers += 1
         self.current = None
-        if request.counted_bytes:
+        if request.counted_bytes or request.counted_apart is not None:
             self.release(request)
         else:
             self.wire.requests -= 1
@@ -208,6 +214,12 @@ class Pipeline:
             # the connection to close.
             self._connection.drain()
 
+    def count_as_stream(self, request: Http1Request) -> None:
+        """Counts the current request as a stream. Raises ConnectionRefusedError if too many are open."""
+        self._connection.admit_stream()
+        self.release(request)
+        request.counted_apart = self._connection.stream_ends
+
     def upgrade(self, request: Http1Request, head: bytes) -> WebSocketConnection:
         """Answers the current request with `head`, and passes the transport to a WebSocketConnection.
 
@@ -217,12 +229,7 @@ class Pipeline:
         """
         from backline.wire.websocket.connection import WebSocketConnection  # few clients use WebSockets
 
-        wire, peer = self.wire, self.peer
-        if wire.streams >= wire.limits.max_streams or peer.streams >= wire.peers.max_streams:
-            raise ConnectionRefusedError("too many streams are open")
-        self.release(request)
-        wire.streams += 1
-        peer.streams += 1
+        self.count_as_stream(request)
         self.transport.write(head)
         accepted = self._connection.websocket = WebSocketConnection(self._connection, request)
         self.transport.set_protocol(accepted)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import httptools
+from msgspec.structs import replace
 
 from backline.wire.application import REMOTE, Buffer, Fields, Ingress, SpelledFields
 from backline.wire.body import GrowingBuffer
@@ -161,12 +162,12 @@ class Receiver:
         return 0 if self._chunked or self._entry is None else self._length
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """A value that changes whenever more of the request's body arrives."""
+    def progress(self) -> int:
+        """The number of bytes of the request's body that have arrived, including the framing of chunks."""
         if self.large is not None:
-            return self.large.filled, 0
+            return self.large.filled
         body = self._body
-        return body.size if isinstance(body, GrowingBuffer) else len(body or b""), self._raw_size
+        return max(body.size if isinstance(body, GrowingBuffer) else len(body or b""), self._raw_size)
 
     # parsing
 
@@ -202,6 +203,8 @@ class Receiver:
             refusal = check_size(self._wire.limits, self._head_size, len(self._headers) + self._repeated)
             if refusal is not None:
                 self._connection.refuse(refusal)
+        elif isinstance(self._entry, Http1Request) and self._entry.counted_apart is not None:
+            self._complete_without_body(self._entry)
         elif self._chunked:
             self._raw_size += self._fed
             if self._raw_size > 2 * self._length + CHUNK_OVERHEAD:
@@ -293,8 +296,15 @@ class Receiver:
         request = Http1Request(self._pipeline, method, path, query, headers, b"")
         # From here on, the request is counted. If it is refused below, `abandon` stops counting the entry.
         self._entry = request
-        wire.requests += 1
-        self._connection.peer.requests += 1
+        if method != b"POST" and wire.application.is_vital(method, path):
+            request.counted_apart = partial(wire.vital.end, request)
+            wire.vital.begin(request, self._connection.peer)
+            # The connection must not remember the head: requests with a remembered head count as requests in
+            # flight.
+            self._unusual = True
+        else:
+            wire.requests += 1
+            self._connection.peer.requests += 1
         # Security: trailer fields must not be taken for header fields. They go to another dict, which is
         # dropped.
         self._headers = self._new_headers()
@@ -310,7 +320,11 @@ class Receiver:
         ) is not None:
             self._gate.refused(denial, method, path, request.peer)
             self._turn_away(request, denial.status, denial.message, denial.fields)
-        elif wire.requests > self._connection.max_requests and (what := self._connection.overload(path)):
+        elif (
+            wire.requests > self._connection.max_requests
+            and request.counted_apart is None
+            and (what := self._connection.overload())
+        ):
             self._turn_away(request, 503, f"The server has too many {what}; try again later", RETRY_AFTER)
         length = headers.get(b"content-length")
         if length is not None:
@@ -320,11 +334,16 @@ class Receiver:
                 self._length = int(length)
             except ValueError:
                 raise self._refused(Refusal(400, "Content-Length is not a number of bytes")) from None
-            if self._length > self._small:
+            if self._length > self._small and request.counted_apart is None:
                 self._announced(self._length)
         if self._unusual:
             self.last_head = None
-            if b"expect" in headers and not request.version_1_0 and (self._chunked or self._length):
+            if (
+                b"expect" in headers
+                and not request.version_1_0
+                and (self._chunked or self._length)
+                and request.counted_apart is None
+            ):
                 self._expected()
         else:
             self.last_head = (method, path, query, headers, self._length)
@@ -418,6 +437,15 @@ class Receiver:
         else:
             self._put = True
             self._pipeline.put(entry)
+
+    def _complete_without_body(self, request: Http1Request) -> None:
+        """Completes a vital request whose body has not arrived. The connection closes after the response,
+        because the next request would begin after the body.
+        """
+        request.keep_alive = False
+        self._connection.body_awaited = False
+        self._body = None
+        self._complete(request)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
         """Parses the request again without its Upgrade field. With this field, the parser expects another

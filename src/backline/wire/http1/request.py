@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream, WebSocket
@@ -32,7 +32,7 @@ JOINED_SIZE = 16 * 1024
 class Http1Request(HttpRequest):
     """A request over HTTP/1.1 or HTTP/1.0."""
 
-    __slots__ = ("_pipeline", "counted_bytes", "keep_alive", "version_1_0")
+    __slots__ = ("_pipeline", "counted_apart", "counted_bytes", "keep_alive", "version_1_0")
 
     def __init__(
         self,
@@ -57,6 +57,8 @@ class Http1Request(HttpRequest):
         self.version_1_0 = False
         #: The number of bytes of the body that count toward max_buffered_bytes.
         self.counted_bytes = 0
+        #: Stops counting a request that counts as something other than a request in flight; otherwise None.
+        self.counted_apart: Callable[[], None] | None = None
 
     @property
     def unanswered(self) -> bool:
@@ -171,6 +173,11 @@ class Http1Request(HttpRequest):
         pipeline.open_stream = stream
         return stream
 
+    def count_as_stream(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.count_as_stream(self)
+            self._pipeline.lasting = True
+
     def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
         from backline.wire.websocket.frames import accept_key  # few clients use WebSockets
 
@@ -195,6 +202,10 @@ class Http1Request(HttpRequest):
         self._pipeline = None
         if self.on_abandon is not None:
             self.on_abandon()
+
+    def give_way(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.transport.abort()
 
 
 class Http1Stream(ResponseStream):

@@ -64,10 +64,13 @@ def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
     limits = connection.wire.limits
     unsent = connection.transport.get_write_buffer_size()
     if unsent:
+        if pipeline.lasting:
+            # New events would look like progress, so the client must have read everything in time.
+            return Awaited.READING, None, limits.progress_timeout
         if unsent > limits.max_unsent_bytes:
             # A client that reads only a few bytes makes no progress: the quotient changes only if the client
             # reads at `min_taking_rate`.
-            unsent = int(unsent // max(1.0, limits.min_taking_rate * limits.progress_timeout))
+            unsent //= limits.least_taken
         return Awaited.READING, (unsent, pipeline.answers, pipeline.sent_chunks), limits.progress_timeout
     if connection.lingering:
         return Awaited.CLOSE, None, LINGER_TIME
@@ -76,7 +79,9 @@ def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
     if receiver.in_body:
         if receiver.waits:
             return Awaited.ROOM, None, inf
-        return Awaited.BODY, (pipeline.answers, receiver.progress), limits.progress_timeout
+        # A client that sends only a few bytes makes no progress, as above.
+        received = receiver.progress // limits.least_sent
+        return Awaited.BODY, (pipeline.answers, received), limits.progress_timeout
     if receiver.target:
         return Awaited.HEAD, pipeline.answers, limits.header_timeout
     idle = limits.idle_timeout if pipeline.answers else limits.header_timeout

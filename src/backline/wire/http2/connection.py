@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 
 from backline.wire.connection import Connection, LostTransport, Wire
 from backline.wire.grpc.timeout import Deadlines
@@ -248,16 +249,31 @@ class Http2Connection(Connection):
         # The stream is registered and counted before `begin`, because `begin` may respond immediately, and a
         # response removes the stream.
         streams[number] = stream
-        if stream.streaming:
-            wire.streams += 1
-            self.peer.streams += 1
-        else:
-            wire.requests += 1
-            self.peer.requests += 1
+        if head.apart:
+            self._open_apart(stream, ends)
+            return
+        wire.requests += 1
+        self.peer.requests += 1
         if head.prompt or wire.requests > self.max_requests:
             stream.begin()
         if ends and not stream.closed:
             stream.feed(b"", 0, 0, 1)
+
+    def _open_apart(self, stream: Stream, ends: int) -> None:
+        """Opens a streaming call or a vital request."""
+        if stream.streaming:
+            stream.counted_apart = self.stream_ends
+            self.stream_begins()
+        else:
+            stream.counted_apart = partial(self.wire.vital.end, stream)
+            self.wire.vital.begin(stream, self.peer)
+        stream.begin()
+        if stream.closed:
+            return
+        if ends:
+            stream.feed(b"", 0, 0, 1)
+        elif not stream.streaming:
+            stream.begun_without_body()
 
     def header_frames(self, number: int, block: bytes, flags: int = 0) -> bytes:
         """Returns the frames of a response's header block."""
@@ -279,9 +295,8 @@ class Http2Connection(Connection):
         # Below, each total is reduced exactly once, because only streams in `open` are removed.
         del self.streams.open[stream.number]
         wire = self.wire
-        if stream.streaming:
-            wire.streams -= 1
-            self.peer.streams -= 1
+        if stream.counted_apart is not None:
+            stream.counted_apart()
         else:
             wire.requests -= 1
             self.peer.requests -= 1

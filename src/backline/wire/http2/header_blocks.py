@@ -24,7 +24,7 @@ from backline.wire.grpc.stream_exchange import StreamExchange
 from backline.wire.grpc.unary_exchange import UnaryExchange
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import ConnectionFailure
-from backline.wire.http2.http_exchange import HttpExchange
+from backline.wire.http2.http_exchange import HttpExchange, VitalExchange
 from backline.wire.http2.request_head import RequestHead, parse_head
 from backline.wire.http2.stream import Stream
 from backline.wire.limits import Limits
@@ -251,6 +251,7 @@ class HeaderBlocks(FieldBlocks[RequestHead]):
         head = parse_head(self.fields(block), self._application, self._limits)
         head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, self._ingress)
         head.exchange, head.prompt = exchange_for(head)
+        head.apart = head.vital or head.exchange is StreamExchange
         # Refusals are not cached, because a key that is unknown now may be valid a second later.
         if head.refusal is None:
             self.keep(block, head)
@@ -260,7 +261,7 @@ class HeaderBlocks(FieldBlocks[RequestHead]):
 def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, RequestHead], Stream], bool]:
     """Returns the Stream subclass for this head, and whether its `begin` must run before the body arrives."""
     if not head.is_grpc or head.method != b"POST":
-        return HttpExchange, True
+        return VitalExchange if head.vital else HttpExchange, True
     if head.rpc is None or head.too_large is not None or head.refusal is not None:
         return UnaryExchange, True
     if isinstance(head.rpc, UnaryMethod):

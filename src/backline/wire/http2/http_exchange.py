@@ -74,7 +74,7 @@ class HttpExchange(Stream, HttpRequest):
         elif head.refusal is not None:
             wire.application.gate.refused(head.refusal, head.method, head.path, self.peer)
             self.refuse(head.refusal.status, head.refusal.message, head.refusal.fields)
-        elif wire.requests > connection.max_requests and (what := connection.overload(head.path)):
+        elif wire.requests > connection.max_requests and not head.vital and (what := connection.overload()):
             self.refuse(503, f"The server has too many {what}; try again later", RETRY_AFTER)
         elif head.is_grpc:
             self.refuse(405, "gRPC calls must use POST", ((b"allow", b"POST"),))
@@ -240,6 +240,18 @@ class HttpExchange(Stream, HttpRequest):
             await stream.send(piece)
         stream.close()
 
+    def count_as_stream(self) -> None:
+        if not self.closed:
+            connection = self.connection
+            connection.admit_stream()
+            if self.counted_apart is not None:
+                self.counted_apart()
+            else:
+                connection.wire.requests -= 1
+                connection.peer.requests -= 1
+            self.counted_apart = connection.stream_ends
+            self.lasting = True
+
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         if self._responding:
             raise RuntimeError("the request already has a response")
@@ -303,6 +315,28 @@ class HttpExchange(Stream, HttpRequest):
 
     def timed_out(self) -> None:
         self.refuse(408, "The request body did not arrive in time")
+
+
+class VitalExchange(HttpExchange):
+    """A vital request. It is answered as soon as its head has arrived, and its body is dropped."""
+
+    _handled = False
+
+    def begun_without_body(self) -> None:
+        if not self._handled:
+            self._handled = True
+            self._handle()
+
+    def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        self.check_length(end - begin, ended)
+        if end - begin < CRUMB and not ended:
+            self.connection.spend(1)
+        if ended:
+            self.remote_open = False
+        self.begun_without_body()
+
+    def awaits_client(self) -> bool:
+        return False
 
 
 class HttpBody(ResponseStream):

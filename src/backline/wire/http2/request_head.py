@@ -37,6 +37,7 @@ class RequestHead:
 
     __slots__ = (
         "accept_encoding",
+        "apart",
         "coding",
         "content_length",
         "encoding",
@@ -52,6 +53,7 @@ class RequestHead:
         "timeout",
         "timeout_error",
         "too_large",
+        "vital",
     )
 
     def __init__(
@@ -69,14 +71,17 @@ class RequestHead:
         kind = headers.get(b"content-type", b"").lower()
         self.is_grpc = kind.startswith(b"application/grpc") and kind[16:17] in (b"", b"+", b";", b" ")
         self.rpc: UnaryMethod | StreamMethod | None = application.rpc.get(target)
+        self.vital = application.is_vital(self.method, self.path)
         self.encoding = headers.get(b"grpc-encoding", b"identity").lower() if self.is_grpc else b"identity"
         self.accept_encoding = frozenset(
             name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b",")
         )
         #: The Stream subclass that handles the request, and whether its `begin` runs before the body arrives.
-        #: `HeaderBlocks` sets both.
+        #: `HeaderBlocks` sets both, and `apart`.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
+        #: Whether the request counts as a stream or as a vital request, and not as a request in flight.
+        self.apart = False
         #: The error text if the header list is too large, otherwise None.
         self.too_large: str | None = None
         #: The gate's refusal of the request, or None if the gate admits it.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from backline.wire.application import Buffer
@@ -32,8 +32,12 @@ class Stream:
     Attributes that most streams never change are class attributes, which keeps each stream object small.
     """
 
-    #: Whether the stream counts toward `wire.streams` rather than `wire.requests`.
+    #: Whether the stream is a streaming call.
     streaming = False
+    #: Whether the stream is an HTTP request that counts as a stream; see HttpRequest.count_as_stream.
+    lasting = False
+    #: Stops counting a stream that counts as something other than a request in flight; otherwise None.
+    counted_apart: Callable[[], None] | None = None
     #: Whether the client may still send DATA or trailers.
     remote_open = True
     #: Whether the application has completed the response; parts of it may still be queued.
@@ -91,6 +95,9 @@ class Stream:
         The method may respond immediately.
         """
 
+    def begun_without_body(self) -> None:
+        """Called after `begin` for a vital request whose body, or message, has not arrived."""
+
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         """Handles data[begin:end], a piece of the body. `ended` marks the last one. Raises StreamFailure if
@@ -110,6 +117,9 @@ class Stream:
     def dispatch(self) -> None:
         """Passes the complete request to the application."""
         raise NotImplementedError(f"{type(self).__name__} does not collect complete requests")
+
+    def give_way(self) -> None:
+        self.connection.reset(self, frames.ENHANCE_YOUR_CALM)
 
     @abstractmethod
     def lost(self) -> None:

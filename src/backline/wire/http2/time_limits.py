@@ -10,6 +10,8 @@ from backline.wire.http2.frames import ConnectionFailure
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
+    from backline.wire.http2.stream import Stream
+    from backline.wire.limits import Limits
 
 _KEEPALIVE_PING = b"standing"
 
@@ -133,7 +135,7 @@ class Http2TimeLimits:
         self._taken = min(self._taken, taken)
         if (
             output.held <= limits.max_unsent_bytes and not connection.reader.write_blocked
-        ) or taken - self._taken >= limits.min_taking_rate * limits.progress_timeout:
+        ) or taken - self._taken >= limits.least_taken:
             self._taken = taken
             self._took_enough = now
         return now - self._took_enough > limits.progress_timeout
@@ -141,9 +143,7 @@ class Http2TimeLimits:
     def _check_streams(self, connection: Http2Connection, now: float, *, blocked: bool) -> None:
         limits, waiting = connection.wire.limits, connection.wire.uploads.waiting
         for stream in list(connection.streams.open.values()):
-            # A queued response shares the window and the socket of the connection with other responses, so
-            # the progress of the connection counts as its progress.
-            progress = stream.received + stream.sent + (connection.output.sent if stream.queued else 0)
+            progress = _progress(stream, limits)
             if progress != stream.swept or blocked or stream in waiting:
                 stream.swept = progress
                 stream.progressed = now
@@ -154,3 +154,22 @@ class Http2TimeLimits:
                     stream.timed_out()
                 elif stream.streaming and now - stream.progressed > limits.stream_idle_timeout:
                     stream.idle_too_long()
+
+
+def _progress(stream: Stream, limits: Limits) -> int:
+    """Returns a value that changes if the stream makes progress.
+
+    Security: a request counts toward the limits until its body has arrived and its response has been sent. A
+    client that sends or reads only a few bytes makes no progress.
+    """
+    if stream.lasting:
+        # New events would look like progress, so the client must have read everything in time.
+        return 1 if stream.pending_bytes else 0
+    # A queued response shares the window and the socket of the connection with other responses, so the
+    # progress of the connection counts as its progress.
+    sent = stream.sent + (stream.connection.output.sent if stream.queued else 0)
+    if stream.answered:
+        return sent // limits.least_taken
+    if stream.awaits_client():
+        return stream.received // limits.least_sent + sent
+    return stream.received + sent

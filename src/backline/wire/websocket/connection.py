@@ -72,8 +72,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._counted = 0
         #: The time when a message was last received or sent.
         self._active = monotonic()
-        #: For a message that has partly arrived: the time when its last bytes arrived, and the number of
-        #: bytes so far. Otherwise None.
+        #: For a message that has partly arrived: the time when the message was last found to arrive fast
+        #: enough, and the number of its bytes at that time. Otherwise None.
         self._incomplete: tuple[float, int] | None = None
 
     # called by the application
@@ -186,7 +186,9 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         now = monotonic()
         if not self._reader.within or self._waiting:
             self._incomplete = None
-        elif self._incomplete is None or self._incomplete[1] != self._reader.held:
+        elif self._incomplete is None or not (
+            0 <= self._reader.held - self._incomplete[1] < self._wire.limits.least_sent
+        ):
             self._incomplete = now, self._reader.held
         self._count()
         self._update_reading()
@@ -283,9 +285,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._count()
         self._end()
         self._wake_writers()
-        wire, request = self._wire, self._request
-        wire.streams -= 1
-        self._connection.peer.streams -= 1
+        request = self._request
+        self._connection.pipeline.release(request)
         on_abandon, request.on_abandon = request.on_abandon, None
         self._connection.pipeline.current = None  # the pipeline must not count the request again
         self._connection.connection_lost(exc)

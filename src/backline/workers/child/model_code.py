@@ -22,10 +22,9 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "idempotent": ((bool,), "True or False", lambda value: True),
     "execution_timeout_seconds": ((int, float), "a number of seconds above 0", lambda value: value > 0),
     "memory_limit_bytes": ((int,), "a whole number above 0", lambda value: value > 0),
+    "decoded_limit_bytes": ((int,), "a whole number above 0", lambda value: value > 0),
+    "decode_timeout_seconds": ((int, float), "a number of seconds above 0", lambda value: value > 0),
 }
-
-#: The names of all settings, including the one that is read with the type hints.
-_KNOWN = (*_SETTINGS, "decoded_limit_bytes")
 #: An attribute counts as a misspelt setting if its name is at least this similar, on a scale from 0 to 1, to
 #: the name of a setting. `max_batch` counts, `size` does not.
 _NEARLY = 0.78
@@ -60,10 +59,10 @@ class ModelCode:
         named = (
             name
             for name, value in vars(self.settings).items()
-            if type(value) in (int, float, bool) and name not in _KNOWN
+            if type(value) in (int, float, bool) and name not in _SETTINGS
         )
         near = (
-            (name, setting) for name in named for setting in nearest(name, _KNOWN, 1, _NEARLY, whole=True)
+            (name, setting) for name in named for setting in nearest(name, _SETTINGS, 1, _NEARLY, whole=True)
         )
         return [
             f"{where}{name} is not a setting and has no effect; did you mean '{setting}'?"

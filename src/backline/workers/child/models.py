@@ -199,6 +199,8 @@ class WorkerControl(ModelControl):
 
 def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(spec.name, DataType.from_name(spec.datatype), tuple(spec.shape), spec.optional)
+        TensorSpec(
+            spec.name, DataType.from_name(spec.datatype), tuple(spec.shape), spec.optional, json=spec.json
+        )
         for spec in specs
     )

@@ -40,6 +40,7 @@ from backline.workers.child.typed_values import TypedValue
 from backline.workers.child.worker_model import WorkerModel
 
 if TYPE_CHECKING:
+    from backline.workers.child.decoder import Decoder
     from backline.workers.child.models import ModelsOfServer
     from backline.workers.joiner import Joiner
 
@@ -155,7 +156,7 @@ class PythonModel:
     def _read_hints(self, code: ModelCode) -> None:
         predict = code.predict
         hints = self._hints_of(predict)
-        limit = getattr(code.settings, "decoded_limit_bytes", DECODED_LIMIT)
+        limit = code.setting("decoded_limit_bytes") or DECODED_LIMIT
         self._inputs: dict[str, TypedValue] = {}
         self._request_argument = self._models_argument = ""
         for parameter in code.parameters:
@@ -173,6 +174,14 @@ class PythonModel:
                 self._inputs[parameter.name] = TypedValue.of(
                     parameter.name, hint, self._where, optional=optional, limit=limit
                 )
+        timeout = code.setting("decode_timeout_seconds")
+        self._decoder: Decoder | None = None
+        if any(value.media for value in self._inputs.values()):
+            # This is imported here, because only models that take files need it.
+            from backline.workers.child.decoder import DECODE_TIMEOUT, Decoder
+
+            self._decoder = Decoder(timeout or DECODE_TIMEOUT)
+            self._decoder.start()
         answer = hints.get("return")
         self._asynchronous = inspect.iscoroutinefunction(predict) or inspect.isasyncgenfunction(predict)
         self._stream = get_origin(answer) in _STREAMS
@@ -340,7 +349,9 @@ class PythonModel:
             self._fail(request, error)
 
     def _arguments(self, inputs: Mapping[str, Tensor], requests: Sequence[WorkerRequest]) -> dict[str, Any]:
-        arguments = {name: self._inputs[name].to_python(tensor) for name, tensor in inputs.items()}
+        arguments = {
+            name: self._inputs[name].to_python(tensor, self._decoder) for name, tensor in inputs.items()
+        }
         if self._request_argument:
             request = requests[0]
             arguments[self._request_argument] = Request(
@@ -398,6 +409,8 @@ class PythonModel:
         request.fail(Internal(reason(error, self._folder)))
 
     def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
         _finish(getattr(self._object, "unload", None))
 
 

@@ -1,4 +1,5 @@
-"""The entry point of a worker process, run as a file by the model's interpreter.
+"""The entry point of a worker process, and of the process that decodes its files, run as a file by the
+model's interpreter.
 
 The interpreter need not have Backline installed, because this file imports the package from its own location.
 Other packages at that location are hidden, so that every other package comes from the model's environment,
@@ -28,6 +29,11 @@ def _main() -> None:
     sys.path.pop(0)  # removes this folder: a model's `import worker` must not find our module
     gc.disable()  # imports create little garbage, so collections would only take time
     _import_package()
+    if len(sys.argv) == 2:
+        from backline.workers.child import decoder
+
+        decoder.main(int(sys.argv[1]))
+        return
     from backline.system.garbage import exempt_imports
     from backline.workers.child.worker import end_with_parent, main
 

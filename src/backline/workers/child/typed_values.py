@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from backline.model.audio import audio_hint
 from backline.model.hints import DECODED_LIMIT, Media, array_hint
 from backline.model.image import image_hint
 from backline.workers.channel.protocol import Spec
+
+if TYPE_CHECKING:
+    from backline.workers.child.decoder import Decoder
 
 _SINGLE: Mapping[type, DataType] = {
     str: DataType.BYTES,
@@ -35,7 +38,8 @@ class TypedValue:
     """An input or output, as its type hint describes it. `kind` is the Python type of a single value, or None
     for an array.
 
-    `media` decodes and encodes image and audio files. `limit` is the maximum decoded size in bytes.
+    `media` is the hint of an image or audio file. `limit` is the number of bytes of memory that decoding the
+    file may take.
     """
 
     name: str
@@ -90,16 +94,17 @@ class TypedValue:
         media = self.media.kind if self.media else ""
         return Spec(self.name, self.datatype.name, list(self.shape), self.optional, json=json, media=media)
 
-    def to_python(self, tensor: Tensor) -> Any:
+    def to_python(self, tensor: Tensor, decoder: Decoder | None) -> Any:
         """Returns the value that the model gets. Raises InvalidArgument for invalid text, JSON, images and
-        audio.
+        audio. Images and audio need a decoder.
         """
         if self.kind is None:
             return tensor.data
         value = tensor.data.reshape(-1)[0]
         if self.media is not None:
+            assert decoder is not None, "an input is an image or audio"
             try:
-                return self.media.decode(value, self.limit)
+                return decoder.decode(self.media, value, self.limit)
             except InvalidArgument as error:
                 raise InvalidArgument(f"input '{self.name}': {error.message}") from None
         try:

@@ -12,8 +12,8 @@ from itertools import count, islice
 from time import monotonic_ns
 from typing import ClassVar, TypeVar
 
-import msgspec
 import numpy as np
+from msgspec import structs
 
 from backline.engine.config.instance_group import MAX_INSTANCES, InstanceGroup
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
@@ -307,7 +307,7 @@ class WorkerPool(ModelInWorkers):
 
     def command_for(self, place: Place) -> WorkerCommand:
         """Returns the command that starts a worker at `place`."""
-        load = msgspec.structs.replace(
+        load = structs.replace(
             self.command.load,
             instance=place.name,
             device_kind=place.device.kind,
@@ -531,7 +531,7 @@ def _without_group(place: Place) -> Place:
     """Returns the part of a place on which a worker depends: the device and the name of the group. The
     group's other settings are for the scheduler, so a change to them needs no new worker.
     """
-    return replace(place, group=_ANY_GROUP)
+    return structs.replace(place, group=_ANY_GROUP)
 
 
 def _first(configured: Value | None, declared: Value | None, default: Value) -> Value:

@@ -174,13 +174,13 @@ def told(x: str, request: Request) -> dict:
 TELLING = """
 from backline.model import Models
 
-def telling(x: str, models: Models) -> str:
+def telling(x: str, models: Models) -> dict:
     with models["told"].sequence(7) as sequence:
         sequence(x=[b""], end=True)
         options = {"loud": True, "priority": 1, "timeout": 5_000_000}
         options |= {"sequence_id": 8, "sequence_start": True}
         told = models["told"]([b""], parameters=options)
-    return told["output"][0].decode()
+    return told["output"][0]
 """
 #: Loaded on demand, which waits for its gate.
 SLEEPING = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -103,7 +102,7 @@ def test_the_error_of_a_call_carries_retry_after(server: ServerProcess) -> None:
 
 
 def test_a_call_has_a_clients_parameters_and_the_requests_id(client: Client) -> None:
-    request = json.loads(client["telling"](text("x"), request_id="mine")["output"][0])
+    request = client["telling"](text("x"), request_id="mine")["output"][0]
 
     assert request == {"id": "mine", "parameters": {"loud": True}, "sequence": [8, True, False]}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from backline.access.scope import Scope
 from backline.dialects.answers import guarded, unary_method
@@ -118,7 +119,7 @@ class InferenceService:
             "ServerReady": lambda _: {"ready": self._engine.ready},
             "ModelReady": self._model_ready,
             "ServerMetadata": lambda _: server_metadata(self._engine),
-            "ModelMetadata": lambda asked: model_metadata(self._engine, asked.name, asked.version),
+            "ModelMetadata": lambda asked: _metadata(self._engine, asked.name, asked.version),
             "ModelConfig": lambda asked: {
                 "config": model_configuration(self._engine, asked.name, asked.version)
             },
@@ -209,3 +210,14 @@ def _model_of(method: Any, field: str, received: Buffer) -> str:
     """Returns the name of the model in a request message; empty for a message about every model."""
     name: str = getattr(read_message(method.input_type.full_name, received), field)
     return name
+
+
+def _metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
+    """Returns the metadata of a model in the form of its message."""
+    document = model_metadata(engine, name, version)
+    for tensor in (*document["inputs"], *document["outputs"]):
+        if "parameters" in tensor:
+            tensor["parameters"] = {
+                key: {"string_param": value} for key, value in tensor["parameters"].items()
+            }
+    return document

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backline.access.scope import Scope
 from backline.dialects.answers import hidden_error
 from backline.dialects.exchange import cancel, hidden_answer, trace_arrival, trace_refusal
-from backline.dialects.off_loop import LargeRequest
+from backline.dialects.off_loop import LargeRequest, turn_of
 from backline.dialects.open_inference.grpc.messages import ModelPlan
 from backline.dialects.open_inference.grpc.wire_format import length_prefix
 from backline.dialects.open_inference.planning import FINAL
@@ -177,7 +177,9 @@ class _Stream:
                     plan, id, inputs = self._inference.read(received, metadata, "", "", True)
                 except LargeRequest:
                     plan, id, inputs = await self._inference.off_loop.submit(
-                        partial(self._inference.read, received, metadata, "", "", False)
+                        partial(self._inference.read, received, metadata, "", "", False),
+                        asked.size,
+                        turn_of(self._call),
                     )
             except BacklineError:
                 if identity is not None and identity.meter is not None:  # counts unreadable messages too

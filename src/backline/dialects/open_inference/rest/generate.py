@@ -7,12 +7,10 @@ are parameters. An element of a BYTES input is a string, or an object with base6
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
-from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -30,10 +28,10 @@ from backline.dialects.json_data import (
     encode_data,
     read_numbers,
     read_texts,
-    replace_words,
+    without_words,
 )
 from backline.dialects.json_scan import check_keys, count_elements
-from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop
+from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop, turn_of
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.planning import apply_parameters
@@ -64,6 +62,8 @@ NOT_ONE = (
 _PARAMETERS = "parameters"
 #: The maximum number of parameters that are compared with the names of missing inputs.
 _MOST_COMPARED = 32
+#: The maximum length of names that are too short to be compared letter by letter, such as "x" and "X1".
+_SHORT = 2
 #: The maximum number of inputs and parameters in one object. Each value is decoded separately, so a larger
 #: number would block the event loop for too long.
 MAX_PARAMETERS = 2048
@@ -181,7 +181,7 @@ async def _answer_with_one(
         response = await anext(responses, None)
         if response is None or await anext(responses, None) is not None:
             raise Internal(NOT_ONE)
-        body = await encoded(off_loop, partial(write_generate, plan), response)
+        body = await encoded(off_loop, turn_of(request), partial(write_generate, plan), response)
     except BacklineError as error:
         respond_error(request, error)
     else:
@@ -200,8 +200,13 @@ def _misspelt(asked: InferRequest, model: Model) -> str:
     return "".join(
         f" '{key}' names no input, so it is a parameter: did you mean '{near[0]}'?"
         for key in islice(asked.parameters or (), _MOST_COMPARED)
-        if (near := nearest(key, missing))
+        if (near := _near(key, missing))
     )
+
+
+def _near(key: str, names: Sequence[str]) -> list[str]:
+    """Returns the name that a key may be, misspelt; of two short names, any is near the other."""
+    return nearest(key, names) or [name for name in names if max(len(name), len(key)) <= _SHORT][:1]
 
 
 class _Key:
@@ -230,10 +235,10 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
     try:
         document = _parse(body)
     except InvalidArgument as error:
-        replaced = replace_words(body)
-        if replaced is None:
+        rewritten = without_words(body)
+        if rewritten is None:
             raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
-        document = _parse(replaced)
+        document = _parse(rewritten)
     _check_count(document)
     inputs = {spec.name: spec for spec in model.signature.inputs}
     tensors: dict[str, Tensor] = {}
@@ -329,16 +334,20 @@ def _take(
         tensors[key] = _tensor(spec, value)
         return
     if _first(value) in (b"{", b"[", b"n"):
+        near = _near(key, [name for name in inputs if name not in tensors])
+        hint = f" '{key[:64]}' names no input: did you mean '{near[0]}'?" if near else ""
         raise InvalidArgument(
-            f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
+            f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'.{hint}"
         )
     parameters[key] = _plain(f"parameter '{key}'", value)
 
 
-def _plain(what: str, text: Raw | bytes) -> Any:
-    """Decodes well-formed JSON. Raises InvalidArgument if a number is out of range."""
+def _plain(what: str, text: Raw | bytes, *, strings: bool = True) -> Any:
+    """Decodes well-formed JSON. Raises InvalidArgument if a number is out of range. `strings` is as for
+    `decode_list`.
+    """
     try:
-        return decode_list(_any, text) if _first(text) == b"[" else _any.decode(text)
+        return decode_list(_any, text, strings=strings) if _first(text) == b"[" else _any.decode(text)
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"Unable to parse the value of {what}: {error}") from None
 
@@ -361,7 +370,11 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
         return _decoded(spec, count_elements(text), text)
     if spec.datatype.dtype.kind == "f" and _FLAT(text):
         return _decoded(spec, text.count(b",") + 1, text)
-    decoded = _plain(f"input '{spec.name}'", text if _first(value) in b'["' else b"[" + text + b"]")
+    decoded = _plain(
+        f"input '{spec.name}'",
+        text if _first(value) in b'["' else b"[" + text + b"]",
+        strings=spec.datatype is DataType.BYTES,
+    )
     elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):
         if not any(isinstance(element, list) for element in elements):
@@ -369,15 +382,10 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
         elements = list(
             chain.from_iterable(element if isinstance(element, list) else [element] for element in elements)
         )
-    return _decoded(spec, len(elements), _elements_text(elements))
-
-
-def _elements_text(elements: list[Any]) -> bytes:
-    """Encodes a flat list as JSON that `decode_data` reads."""
-    if all(isfinite(element) for element in elements if isinstance(element, float)):
-        return _encode(elements)
-    text = json.dumps(elements).encode()
-    return replace_words(text) or text
+    try:
+        return _decoded(spec, len(elements), _encode(elements))
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"the JSON of input '{spec.name}' has unpaired surrogates") from None
 
 
 def _text(spec: TensorSpec, value: Raw) -> str:

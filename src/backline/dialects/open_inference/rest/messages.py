@@ -10,7 +10,7 @@ from msgspec import Raw, Struct
 
 from backline.decodable import decodable
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
-from backline.dialects.json_data import decode_data, pack_numbers, replace_words
+from backline.dialects.json_data import decode_data, pack_numbers, without_words
 from backline.dialects.json_scan import STEP, check_keys, count
 from backline.dialects.off_loop import LARGE, MANY, LargeRequest
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
@@ -270,10 +270,10 @@ class RestReader:
         try:
             return self._decode_json(header)
         except InvalidArgument:
-            replaced = replace_words(header)
-            if replaced is None:
+            rewritten = without_words(header)
+            if rewritten is None:
                 raise
-        return self._decode_json(replaced)
+        return self._decode_json(rewritten)
 
     def _decode_json(self, header: Buffer) -> RequestDocument:
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json

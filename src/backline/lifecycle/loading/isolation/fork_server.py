@@ -18,9 +18,11 @@ import socket
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import NoReturn
+
+from msgspec.structs import replace
 
 from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.isolation.messages import (

@@ -1,5 +1,3 @@
-import json
-
 from backline.model import Models
 
 
@@ -7,5 +5,5 @@ class Model:
     """Calls another model on the server, and sorts the returned words by length."""
 
     def predict(self, text: str, models: Models) -> list:
-        words = json.loads(models["words"](text)["output"].item())
+        words = models["words"](text)["output"].item()
         return sorted(words, key=len, reverse=True)

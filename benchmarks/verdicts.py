@@ -1,0 +1,127 @@
+"""Checks that a busy machine does not change how models are served: `python benchmarks/verdicts.py`.
+
+Starts a server's engine again and again with five copies of one ONNX model (a product with a matrix of 4000 x
+4000), beside busy loops. The batch limit of each copy must be within one power of two of that on the quiet
+machine, and the throughput of each at least 0.8 of the best of its start. Status 1 if not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import numpy as np
+from harness.machine import machine
+from onnx import TensorProto, helper, numpy_helper, save
+
+from backline.embedded.embedded import Embedded
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
+from backline.lifecycle.options import LifecycleOptions
+
+COPIES, CALLERS = 5, 64
+
+
+def build(repository: Path, size: int) -> None:
+    weights = np.random.default_rng(1).standard_normal((size, size), np.float32) / size
+    shape = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name in "XY"}
+    product = helper.make_node("MatMul", ["X", "W"], ["Y"])
+    graph = helper.make_graph(
+        [product], "g", [shape["X"]], [shape["Y"]], [numpy_helper.from_array(weights, "W")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    for copy in range(COPIES):
+        folder = repository / f"m{copy}" / "1"
+        folder.mkdir(parents=True)
+        save(model, folder / "model.onnx")
+
+
+@contextmanager
+def busy(loops: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+async def start(repository: Path, state: Path, size: int, seconds: float) -> list[tuple[int, float, str]]:
+    """Serves the models once. Returns for each its batch limit, its requests per second, and the reason."""
+    program = Embedded([repository], LifecycleOptions(state_folder=state))
+    await program.start()
+    data = np.ones((1, size), np.float32)
+    found = []
+    for copy in range(COPIES):
+        request = InferRequest(f"m{copy}", {"X": Tensor("X", DataType.FP32, data.shape, data)})
+        model, answers, end = program.engine.find(request.model_name), 0, time.perf_counter() + seconds
+
+        async def call(request: InferRequest = request, end: float = end) -> int:
+            count = 0
+            while time.perf_counter() < end:
+                await program.engine.infer(request)
+                count += 1
+            return count
+
+        answers = sum(await asyncio.gather(*(call() for _ in range(CALLERS)))) if seconds else 0
+        together = model.scheduling.partition("up to ")[2].partition(" ")[0]
+        assert model.placement is not None, "it is served"
+        found.append((int(together or 1), answers / (seconds or 1), model.placement.reason))
+    await program.stop()
+    return found
+
+
+def run(repository: Path, size: int, seconds: float) -> list[tuple[int, float, str]]:
+    with tempfile.TemporaryDirectory() as state:
+        command = [sys.executable, __file__, "--once", f"{repository}", state, f"--size={size}"]
+        done = subprocess.run([*command, f"--seconds={seconds}"], stdout=subprocess.PIPE, check=True)
+    return [tuple(one) for one in json.loads(done.stdout)]
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--starts", type=click.IntRange(1), default=50)
+@click.option("--loops", type=click.IntRange(0), default=2, help="Busy loops beside the server.")
+@click.option("--size", type=click.IntRange(1), default=4000, help="Rows and columns of the matrix.")
+@click.option("--seconds", type=float, default=1.0, help="Load on each model; 0 for none.")
+@click.option("--once", nargs=2, type=click.Path(path_type=Path), hidden=True)
+def main(starts: int, loops: int, size: int, seconds: float, once: tuple[Path, Path] | None) -> None:
+    if once:
+        print(json.dumps(asyncio.run(start(*once, size, seconds))))
+        return
+    click.echo("\n".join(f"- {name}: {value}" for name, value in machine().items()))
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder)
+        build(repository, size)
+        quiet = sorted(limit for _ in range(3) for limit, _, _ in run(repository, size, 0))
+        usual = quiet[len(quiet) // 2]
+        click.echo(f"quiet: {dict(Counter(quiet))}")
+        limits: Counter[int] = Counter()
+        shares: list[float] = []
+        undecided = 0
+        with busy(loops):
+            for number in range(starts):
+                found = run(repository, size, seconds)
+                limits.update(limit for limit, _, _ in found)
+                best = max(rate for _, rate, _ in found)
+                shares += [rate / best for _, rate, _ in found if best]
+                undecided += sum("undecided" in reason for _, _, reason in found)
+                click.echo(f"{number + 1}: {' '.join(f'{limit}:{rate:.0f}/s' for limit, rate, _ in found)}")
+    holds = all(usual / 2 <= limit <= usual * 2 for limit in limits) and min(shares, default=1.0) >= 0.8
+    click.echo(f"limits {dict(limits)}, quiet {usual}; undecided {undecided}")
+    click.echo(f"least share of the best throughput: {min(shares, default=1.0):.2f}")
+    raise SystemExit(0 if holds else 1)
+
+
+if __name__ == "__main__":
+    main()
