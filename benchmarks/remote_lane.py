@@ -32,8 +32,8 @@ from harness.peers.peer import Peer
 from harness.peers.triton import Triton
 from harness.server_process import ServerProcess, answers_200, free_ports
 
-from backline.client import connect, connect_async
-from backline.client.errors import BacklineError
+from backline_client.client import connect, connect_async
+from backline_client.client.errors import BacklineError
 
 ROUNDS = 3
 #: Seconds for which the load generator runs each time.

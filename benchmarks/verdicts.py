@@ -24,10 +24,10 @@ from harness.machine import machine
 from onnx import TensorProto, helper, numpy_helper, save
 
 from backline.embedded.embedded import Embedded
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import LifecycleOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 
 COPIES, CALLERS = 5, 64
 

@@ -19,8 +19,8 @@ from backline.backends.identity import Identity
 from backline.backends.openvino import OpenVino, gpu_indexes
 from backline.backends.registry import choose
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.device import Device, Gpus
+from backline.engine.device import Device, Gpus
+from backline_client.values.errors import InvalidArgument
 from support.cuda_driver import show_gpus
 from support.networks import FLOAT, build, floats, node
 
@@ -145,7 +145,7 @@ from backline.engine.config.model_config import ModelConfig
 path, config = Path({str(tmp_path / "model.jax")!r}), ModelConfig("m")
 devices = jax.devices()
 jax.devices = lambda kind=None: devices[1:] if kind == "gpu" else devices
-from backline.engine.values.device import Device
+from backline.engine.device import Device
 model = Jax().load(path, config, LoadOptions(Device("gpu", 0)))
 call, seen = model._call, []
 model._call = lambda *a, **k: (seen.extend(jax.tree_util.tree_leaves((a, k))), call(*a, **k))[1]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from backends.loading import load
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.signature import TensorSpec
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 
 IN = TensorSpec("IN", DataType.FP32, (4,))

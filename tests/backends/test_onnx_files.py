@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 
 from backends.loading import load
 from backline.backends import onnx_external_data
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
 from support.networks import FLOAT, INT64, build, floats, node
 
 

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 from backends.loading import imports_of
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Internal, InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.networks import FLOAT, INT64, STRING, build, floats, ints, node
 
 X, Y = "X", "Y"

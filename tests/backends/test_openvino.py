@@ -12,9 +12,9 @@ import pytest
 
 from backends.loading import imports_of, lane_of, load
 from backends.served_models import need
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.networks import FLOAT, build, floats, looping, node
 
 need("openvino")

@@ -13,7 +13,7 @@ import pytest
 from backends.loading import load
 from backline.backends.registry import BACKENDS, FORMATS, choose
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 
 BLOCKED = """
 import sys
@@ -22,7 +22,7 @@ for module in {modules!r}:
     sys.modules[module] = None
 from backline.backends.backend import LoadOptions
 from backline.backends.registry import choose
-from backline.engine.errors import BacklineError
+from backline_client.values.errors import BacklineError
 from backline.engine.config.model_config import ModelConfig
 config = ModelConfig('m')
 try:

@@ -23,13 +23,13 @@ from backline.cli.doctor.machine import MACHINE, Machine, read_machine
 from backline.cli.doctor.repository import REPOSITORY, DescribedModel, Repositories
 from backline.cli.doctor.running import RUNNING, ServerFacts, checks_of, open_scopes
 from backline.cli.doctor.software import SOFTWARE, Software
-from backline.client.address import Address
-from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, Progress
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
 from backline.wire.tls import TlsFiles
+from backline_client.client.address import Address
+from backline_client.client.options import ClientOptions
+from backline_client.client.records import ModelIndex, Progress
 from cli.conftest import Run
 from support import models
 from support.authority import Authority

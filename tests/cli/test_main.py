@@ -185,7 +185,7 @@ print(*sys.modules)
     numbers, names = done.stdout.splitlines()
     imported, compiled = map(int, numbers.split())
     needless = """
-        backline.client backline.dialects.console backline.dialects.open_inference.grpc.service
+        backline_client.client backline.dialects.console backline.dialects.open_inference.grpc.service
         backline.fleet.lane backline.ray backline.wire.http2.connection backline.wire.websocket.connection
         backline.workers.child backline.workers.process google.protobuf grpc matplotlib multiprocessing
         numpy.ma numpy.random onnxruntime prometheus_client psutil rich tempfile

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from backline.cli.result_files import save
-from backline.client.result import InferResult
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse
-from backline.engine.values.tensor import Tensor
+from backline_client.client.result import InferResult
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferResponse
+from backline_client.values.tensor import Tensor
 
 
 def test_outputs_of_any_name_are_saved_together(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from backline.client import connect
-from backline.client.errors import InvalidArgument
+from backline_client.client import connect
+from backline_client.client.errors import InvalidArgument
 from support import models
 from support.server import ServerProcess, serve
 

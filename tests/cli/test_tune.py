@@ -36,11 +36,11 @@ from backline.cli.tune.settings import (
     space,
 )
 from backline.cli.tune.trials import recorded_inputs
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import encode_record
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.tensor import Tensor
 from cli.conftest import Run
 from support import models
 from support.repositories import put

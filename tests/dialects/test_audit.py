@@ -25,10 +25,10 @@ from backline.access.scope import EVERYBODY, Scope
 from backline.dialects.application import build_application
 from backline.dialects.audit import _MAX_ADDRESSES, _OTHERS, IN_TOTAL, PER_ADDRESS, Audit, RefusalLimit
 from backline.dialects.router import MAX_REMEMBERED_SIZE
-from backline.engine.control import Attempt
-from backline.engine.errors import BacklineError
-from backline.protos import message
 from backline.wire.application import Application, Call, Certificate, Denial, HttpRequest, Ingress
+from backline_client.protos import message
+from backline_client.values.control import Attempt
+from backline_client.values.errors import BacklineError
 
 
 def refusal(address: str) -> Attempt:

@@ -12,12 +12,12 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.model import ModelState
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, InvalidArgument, Unavailable
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.reading import CUT, READ, SIDE, Asked, expected, reader, recogniser
 from support.server import ServerProcess, serve

@@ -12,8 +12,8 @@ import pytest
 from fake_models import OIP, Caller, FakeStreamCall, FakeUnaryCall, arrived_at
 
 from backline.engine.model import ModelState
-from backline.engine.values.datatypes import DataType
-from backline.protos import message, pool
+from backline_client.protos import message, pool
+from backline_client.values.datatypes import DataType
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 
@@ -412,7 +412,7 @@ async def test_reflection(caller: Caller, version: str) -> None:
     )
     files = response.file_descriptor_response.file_descriptor_proto
     assert len(files) == 2  # the service and the model configuration it imports
-    response = await reflect(caller, version, file_by_filename="backline/protos/health.proto")
+    response = await reflect(caller, version, file_by_filename="backline_client/protos/health.proto")
     assert len(response.file_descriptor_response.file_descriptor_proto) == 1
 
 

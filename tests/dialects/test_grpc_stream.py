@@ -12,8 +12,8 @@ import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
 from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT, Asked
-from backline.protos import message
 from backline.wire.application import RpcError
+from backline_client.protos import message
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 

@@ -14,10 +14,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from backline.dialects.application import build_application
 from backline.dialects.openapi.operations import OPERATIONS
 from backline.engine.engine import Engine
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import TensorSpec
 
 
 def router_of(folder: Path) -> Any:

@@ -21,9 +21,9 @@ from backline.dialects.plain.media import MAX_PADDING
 from backline.dialects.plain.reader import MAX_JSON, MAX_LISTS
 from backline.dialects.plain.values import value_of
 from backline.engine.engine import Engine
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import TensorSpec
+from backline_client.values.tensor import Tensor
 
 ROW = [float(n) for n in range(16)]
 

@@ -10,7 +10,7 @@ import pytest
 from fake_models import Caller, NumpyQueue
 
 from backline.engine.engine import Engine
-from backline.engine.values.messages import InferRequest, SequenceStep
+from backline_client.values.messages import InferRequest, SequenceStep
 
 ROW = [0.0] * 16
 PARAMETERS = {

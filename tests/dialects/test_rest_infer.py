@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_models import Caller, HttpAnswer
 
-from backline.engine.values.messages import SequenceStep
+from backline_client.values.messages import SequenceStep
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 

@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)?").fullmatch
 #: Methods of the protocol, served by the package but not defined in it.
 _RPC = {"ModelInfer", "ModelStreamInfer"}
 #: Code spans that are neither names nor files of the package.
-_OTHER = {"POST /v2/models/add1/infer", "src/backline/", "grpc-timeout", "make lint"}
+_OTHER = {"POST /v2/models/add1/infer", "packages/backline/src/backline/", "grpc-timeout", "make lint"}
 
 
 @cache

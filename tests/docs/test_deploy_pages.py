@@ -18,11 +18,11 @@ import yaml
 from click.testing import CliRunner
 
 from backline.cli import image, serve, service
-from backline.client import AsyncClient, Client
 from backline.ray import Deployment, deployment
 from backline.ray.needs import read_needs
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
+from backline_client.client import AsyncClient, Client
 from docs.conftest import commands
 from docs.pages import ROOT, Block, blocks, read
 from support import models

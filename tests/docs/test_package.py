@@ -90,7 +90,13 @@ def test_the_sdist_contains_what_a_build_needs_and_no_tests(packages: Packages) 
     with tarfile.open(packages.sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
 
-    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "src/backline/py.typed"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "packages/backline/src/backline/py.typed",
+    } <= names
     assert {name.split("/")[0] for name in names if "/" in name} == {"src"}
 
 

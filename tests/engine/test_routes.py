@@ -8,9 +8,9 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model import Model, ModelState
-from backline.engine.values.messages import InferRequest
+from backline_client.values.errors import InvalidArgument, NotFound, Unavailable
+from backline_client.values.messages import InferRequest
 
 
 def add(engine: Engine, name: str, version: str = "1") -> Model:

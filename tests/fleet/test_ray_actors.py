@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from backline.engine.errors import Unavailable
 from backline.schedule.sequences.state_store import StateKey
+from backline_client.values.errors import Unavailable
 
 ray = pytest.importorskip("ray")
 

@@ -20,10 +20,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.access.keys import hash_key
-from backline.client import connect, connect_async
-from backline.client.errors import BacklineError, InvalidArgument, PermissionDenied, Unavailable
 from backline.ray import Deployment, ServeScaler, deployment
 from backline.ray.deployment import open_ports_warning
+from backline_client.client import connect, connect_async
+from backline_client.client.errors import BacklineError, InvalidArgument, PermissionDenied, Unavailable
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
 

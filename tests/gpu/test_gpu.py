@@ -19,7 +19,7 @@ from backline.backends.backend import LoadOptions, gpus_of
 from backline.backends.registry import choose
 from backline.backends.runtime import cuda_gpus
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.values.device import Device
+from backline.engine.device import Device
 from support.networks import FLOAT, build, floats, node
 from support.server import ServerProcess, serve
 

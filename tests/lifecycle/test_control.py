@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import LabelMove, Overrides
-from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.wanted import Target
 from backline.repository.local import LocalRepository
+from backline_client.values.control import LabelMove, Overrides
+from backline_client.values.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 
 Homes = Callable[..., Any]
@@ -476,7 +476,7 @@ def test_only_leftovers_of_killed_servers_are_removed_at_start(
     content = (tmp_path / "other" / "add1" / "1" / "model.onnx").read_bytes()
     killed = """
 import os, signal
-from backline.engine.control import Overrides
+from backline_client.values.control import Overrides
 from backline.lifecycle.overriding import OverridingFiles
 OverridingFiles()._write("m", "{}", Overrides("{}", {"1/model.onnx": b"x"}))
 os.kill(os.getpid(), signal.SIGKILL)

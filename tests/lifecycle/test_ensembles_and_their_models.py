@@ -16,16 +16,16 @@ from onnx import TensorProto, helper
 from backline.embedded.embedded import Embedded
 from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
 from backline.engine.model import Model, ModelState
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, SequenceStep
-from backline.engine.values.signature import Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.composed import with_media
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
+from backline_client.values.messages import InferRequest, SequenceStep
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.reading import floats
 from support.reading import put as put_model

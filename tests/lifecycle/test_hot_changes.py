@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.engine.errors import InvalidArgument, NotFound
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument, NotFound
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support import models
 
 Homes = Callable[..., Any]

@@ -11,15 +11,22 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig, QueuePolicy
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from backline.engine.model import Model, ModelState
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.sleep import OnDemandQueue, check_later
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import (
+    BacklineError,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 
 class Echo:

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.client.errors import BacklineError
+from backline_client.client.errors import BacklineError
 from long_day import repository
 from long_day.user import User, leaves
 from support import models

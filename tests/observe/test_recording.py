@@ -11,15 +11,16 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from backline.engine.model import Model, ModelState
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder, recorded_file
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 
 class Echo:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError
 from backline.engine.statistics import ModelStatistics
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.reading import CUT, SIDE, Asked, reader, recogniser
 

@@ -21,9 +21,6 @@ from backline.engine.config.sequence_batching import SequenceBatching
 from backline.engine.model import Model
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import QUEUED, Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import SequenceStep
-from backline.engine.values.signature import Signature, TensorSpec
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.flight import RequestKeys
@@ -41,6 +38,9 @@ from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import SequenceStep
+from backline_client.values.signature import Signature, TensorSpec
 from schedule.world import SLACK, Asked, FaultOfTheirs, HeldInstance, World
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])

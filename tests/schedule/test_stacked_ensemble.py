@@ -12,13 +12,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError, DeadlineExceeded
 from backline.engine.statistics import ModelStatistics, ResponseStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles import stacked
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, DeadlineExceeded
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import AwaitedTicket, start
 from support.reading import floats, put
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import backline
-from backline.engine.errors import AlreadyExists, InvalidArgument, Unsupported
 from backline.wire.listener import Listeners
+from backline_client.values.errors import AlreadyExists, BacklineError, InvalidArgument, Unsupported
 from support import models
 from support.chromium import chromium
 from support.web import WebServer
@@ -254,7 +254,7 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> 
     def unknown(x: object) -> float:
         return 0.0
 
-    with pytest.raises(backline.client.errors.BacklineError, match="unknown"):
+    with pytest.raises(BacklineError, match="unknown"):
         backline.serve(unknown)
 
     assert not [thread for thread in threading.enumerate() if thread.name == "backline-server"]

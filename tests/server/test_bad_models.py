@@ -20,8 +20,8 @@ import pytest
 
 import backline
 from backends.served_models import need
-from backline.engine.errors import Unavailable
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.errors import Unavailable
 from support import models, networks
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -25,9 +25,9 @@ from backline.access.scope import CHANGING, Scope
 from backline.dialects.application import build_application
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline_client.values.errors import InvalidArgument
 from support import models
 from support.server import ServerProcess, serve
 

@@ -23,7 +23,7 @@ from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
-from backline.protos import message, pool
+from backline_client.protos import message, pool
 from conformance.h1probe import HttpProbe
 from conformance.h2probe import Probe
 from support import models

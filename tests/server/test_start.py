@@ -39,7 +39,7 @@ NOT_NEEDED = {
     "backline.repository.configuration.reader": "models with a configuration file",
     "backline.repository.configuration.override": "load requests with a configuration",
     "backline.dialects.open_inference.configuration": "clients that ask for configurations",
-    "backline.client": "clients",
+    "backline_client.client": "clients",
     "backline.compat": "models written for other servers",
     "backline.dialects.console": "the console",
     "backline.dialects.openapi": "documents of OpenAPI",

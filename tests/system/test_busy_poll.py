@@ -15,9 +15,9 @@ import pytest
 import uvloop
 
 from backline.system import busy_poll
-from backline.system.busy_poll import BusyPoll, has_idle_core
-from backline.system.busy_poll_policy import BusyPollPolicy
 from backline.system.polled_socket import PolledSocket
+from backline_client.system.busy_poll import BusyPoll, has_idle_core
+from backline_client.system.busy_poll_policy import BusyPollPolicy
 
 LONGEST = 0.02
 REAL_CHECK = busy_poll.has_idle_core

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.system.busy_poll_policy import WAKE_TIME, BusyPollPolicy
+from backline_client.system.busy_poll_policy import WAKE_TIME, BusyPollPolicy
 
 LONGEST = 200e-6
 #: CPU seconds of a sleep and the wake-up from it.

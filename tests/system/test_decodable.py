@@ -23,7 +23,7 @@ import sys
 from threading import Barrier, Thread
 
 import msgspec
-from backline.decodable import decodable
+from backline_client.values.decodable import decodable
 
 sys.setswitchinterval(1e-6)
 for _ in range(100):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from backline.engine.control import Action, Change
-from backline.engine.errors import Internal, InvalidArgument, Unavailable
 from backline.lifecycle.labels import document
 from backline.lifecycle.labels.document import MOST_BYTES, FileDocument
 from backline.lifecycle.labels.store import LabelStore, open_labels
+from backline_client.values.control import Action, Change
+from backline_client.values.errors import Internal, InvalidArgument, Unavailable
 from support.labels import move
 from support.object_stores import Store
 from support.redis_server import RedisServer

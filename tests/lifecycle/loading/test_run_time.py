@@ -12,8 +12,6 @@ import pytest
 
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.loading import run_time, trial_runs
 from backline.lifecycle.loading.run_time import (
     RunTimes,
@@ -26,6 +24,8 @@ from backline.lifecycle.loading.run_time import (
 from backline.lifecycle.loading.trial_inputs import NORMAL
 from backline.lifecycle.loading.trial_runs import Trial, time_run
 from backline.system.cores import usable_cores
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import Signature, TensorSpec
 from support.networks import FLOAT, INT64, build, floats, ints, node
 
 US, MS = 1e-6, 1e-3

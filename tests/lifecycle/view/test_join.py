@@ -11,16 +11,17 @@ from onnx import TensorProto, helper
 
 from backline.engine.config.joining import Cut, Joining, JoiningCheck, Padding
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.signature import RequestCheck, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.queueing import settings_of
 from backline.lifecycle.view.join import JoinRequests
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.signature import TensorSpec
+from backline_client.values.tensor import Tensor
 from support import models
 
 FLOAT = TensorProto.FLOAT

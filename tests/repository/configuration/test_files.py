@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.protos import message
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
 
 
 def folder(problem: str = "", **contents: str) -> Listing:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from backline.backends.registry import ONNX
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.names import printable
 from backline.repository.remote.archive import web_files
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.remote import RemoteRepository
 from backline.system.archive_limits import UnpackLimits
+from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline_client.values.names import printable
 from support import models
 from support.web import Page, WebServer
 

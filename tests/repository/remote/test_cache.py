@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import Unavailable
 from backline.repository.remote.cache import KEEP_SECONDS, ContentCache
-from backline.system.file_lock import Stopped
+from backline_client.system.file_lock import Stopped
+from backline_client.values.errors import Unavailable
 from support import models
 from support.web import WebServer
 
@@ -132,7 +132,7 @@ FETCH = """
 import asyncio, sys
 from pathlib import Path
 from backline.backends.registry import ONNX
-from backline.engine.errors import BacklineError
+from backline_client.values.errors import BacklineError
 from backline.repository.location import open_repository
 
 async def main():

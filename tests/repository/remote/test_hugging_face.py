@@ -11,9 +11,9 @@ import pytest
 
 import backline
 from backline.backends.registry import ONNX
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.wanted import Sources
 from backline.repository.location import open_repository
+from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from support import models
 from support.hub import publish
 from support.server import serve

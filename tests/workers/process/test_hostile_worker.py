@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.engine.errors import Internal, Unavailable
+from backline_client.values.errors import Internal, Unavailable
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve

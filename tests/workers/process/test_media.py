@@ -18,7 +18,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 import backline
-from backline.engine.errors import BacklineError
+from backline_client.values.errors import BacklineError
 from support.repositories import put
 from support.server import ServerProcess, serve
 

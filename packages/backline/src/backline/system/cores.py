@@ -1,0 +1,136 @@
+"""Determines the cores that this process may use, pins threads to cores (sched_setaffinity(2)), and reads CPU
+time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from time import monotonic
+
+from backline_client.values.errors import InvalidArgument
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
+_THREADS = Path("/proc/self/task")
+
+
+def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
+    """Returns the number of cores that this process may use: the cores of its affinity mask, but no more than
+    the quota of its container (cgroup v2, rounded up).
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _read_quota(quota, int(monotonic()))
+    return affinity if limit is None else max(1, min(affinity, limit))
+
+
+@lru_cache(maxsize=1)
+def _read_quota(quota: Path, second: int) -> int | None:
+    """Returns the number of cores in a quota file; None without a quota.
+
+    Reads the file at most once in each `second`, because each load of a model needs the number several times,
+    and a server may load a thousand models in a second.
+    """
+    try:
+        with open(quota, encoding="ascii") as file:
+            allowed, period = file.read().split()
+        return ceil(int(allowed) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no quota: the file is missing or says "max"
+        return None
+
+
+def cpu_seconds(pid: int) -> float:
+    """Returns the CPU time that a process has used, in seconds (proc_pid_stat(5)); 0 if the process has ended
+    or there is no /proc.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name of the program, which may contain spaces, ends with the last parenthesis.
+            used = file.read().rpartition(b")")[2].split()[11:13]
+        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
+def seconds_without_core() -> float:
+    """Returns the time, in seconds, for which the calling thread was ready to run but had to wait for a core.
+
+    Linux reports this time in /proc/thread-self/schedstat (sched-stats in the kernel's documentation).
+    Returns 0 on other systems.
+    """
+    return _waited(_SCHEDULER_STATISTICS)
+
+
+def seconds_of_threads_without_core() -> float:
+    """Returns the sum of `seconds_without_core` over all current threads of this process."""
+    try:
+        return sum(_waited(thread / "schedstat") for thread in _THREADS.iterdir())
+    except OSError:
+        return 0.0
+
+
+def _waited(statistics: Path) -> float:
+    try:
+        return int(statistics.read_bytes().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def check_cores(model: str, cores: Collection[int]) -> None:
+    """Raises InvalidArgument if the threads of `model` cannot be pinned to these cores."""
+    if not cores:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise InvalidArgument(
+            f"model '{model}': cpus needs a system that can pin threads to cores, unlike {sys.platform}:"
+            " remove cpus from the configuration"
+        )
+    usable = os.sched_getaffinity(os.getpid())
+    missing = sorted(set(cores) - usable)
+    if missing:
+        names = ", ".join(map(str, missing))
+        raise InvalidArgument(
+            f"model '{model}': cpus names {names},"
+            f" but this process may only use the cores {format_cores(usable)}: correct cpus in the"
+            " configuration"
+        )
+
+
+def pin(cores: Collection[int]) -> None:
+    """Pins the calling thread, and any thread that it starts later, to these cores; does nothing if `cores`
+    is empty.
+    """
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def pinned(cores: Collection[int]) -> Iterator[None]:
+    """Pins the calling thread to these cores in a `with` block. Processes that the block starts inherit
+    the cores.
+    """
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    pin(cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def format_cores(cores: Collection[int]) -> str:
+    """Formats core numbers for messages, such as "0-3, 6"."""
+    ranges: list[list[int]] = []
+    for core in sorted(cores):
+        if ranges and core == ranges[-1][1] + 1:
+            ranges[-1][1] = core
+        else:
+            ranges.append([core, core])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
