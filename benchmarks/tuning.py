@@ -20,9 +20,9 @@ import click
 from harness.machine import machine
 from harness.model import write_model, write_slow_model
 
-from backline.cli.tune.search import Goal, LoadMeasurement, Search, exhaustive
-from backline.cli.tune.settings import space
-from backline.cli.tune.trials import Trials
+from backline.plugins.tools.tune.search import Goal, LoadMeasurement, Search, exhaustive
+from backline.plugins.tools.tune.settings import space
+from backline.plugins.tools.tune.trials import Trials
 from backline.lifecycle.options import LifecycleOptions
 from backline.system.cores import usable_cores
 

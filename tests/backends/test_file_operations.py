@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from backends.loading import load
 from backends.served_models import need
-from backline.backends.pytorch_files import check_source
+from backline.plugins.runtimes.pytorch.files import check_source
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError, InvalidArgument
 from backline_client.values.signature import TensorSpec

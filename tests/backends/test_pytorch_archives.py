@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.pytorch_files import check_source
+from backline.plugins.runtimes.pytorch.files import check_source
 from backline_client.values.errors import InvalidArgument
 
 

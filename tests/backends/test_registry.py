@@ -197,7 +197,7 @@ def test_only_exported_programs_need_the_exporter_before_trials() -> None:
         return choose(ModelConfig("m"), Path(filename)).imports_for(Path(filename))
 
     assert imports("model.pt") == ("torch",)
-    assert imports("other.PT2") == ("torch", "backline.backends.pytorch_programs:import_exporter")
+    assert imports("other.PT2") == ("torch", "backline.plugins.runtimes.pytorch.programs:import_exporter")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backline.backends.backend import LoadOptions
-from backline.backends.remote import Remote
+from backline.plugins.fleet.backend import Remote
 from backline.engine.config.model_config import ModelConfig
 from backline_client.values.errors import InvalidArgument
 

@@ -12,7 +12,7 @@ import pytest
 from backends.loading import lane_of, load
 from backends.served_models import basic_pitch, need
 from backline.backends.backend import COMPILES, LOOPS
-from backline.backends.tensorflow_operations import check_operations
+from backline.plugins.runtimes.tensorflow.operations import check_operations
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.signature import TensorSpec

@@ -22,7 +22,7 @@ import pytest
 
 import backline
 from backline.backends.backend import LoadOptions
-from backline.backends.pytorch_files import identify
+from backline.plugins.runtimes.pytorch.files import identify
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.loading.loader import load
 from backline.repository.unpacked import unpacked

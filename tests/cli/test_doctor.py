@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from backline.cli.doctor import is_server
-from backline.cli.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
-from backline.cli.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
-from backline.cli.doctor.finding import Severity, diagnose
-from backline.cli.doctor.machine import MACHINE, Machine, read_machine
-from backline.cli.doctor.repository import REPOSITORY, DescribedModel, Repositories
-from backline.cli.doctor.running import RUNNING, ServerFacts, checks_of, open_scopes
-from backline.cli.doctor.software import SOFTWARE, Software
+from backline.plugins.tools.doctor import is_server
+from backline.plugins.tools.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
+from backline.plugins.tools.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
+from backline.plugins.tools.doctor.finding import Severity, diagnose
+from backline.plugins.tools.doctor.machine import MACHINE, Machine, read_machine
+from backline.plugins.tools.doctor.repository import REPOSITORY, DescribedModel, Repositories
+from backline.plugins.tools.doctor.running import RUNNING, ServerFacts, checks_of, open_scopes
+from backline.plugins.tools.doctor.software import SOFTWARE, Software
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions

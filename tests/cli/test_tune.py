@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from backline.cli.numbers import DurationType
-from backline.cli.tune import write_configuration
-from backline.cli.tune.load_predictor import BatchTimes
-from backline.cli.tune.search import (
+from backline.plugins.tools.tune import write_configuration
+from backline.plugins.tools.tune.load_predictor import BatchTimes
+from backline.plugins.tools.tune.search import (
     LEVELS,
     SHARE_SECONDS,
     Goal,
@@ -27,7 +27,7 @@ from backline.cli.tune.search import (
     exhaustive,
     pareto,
 )
-from backline.cli.tune.settings import (
+from backline.plugins.tools.tune.settings import (
     RUNTIME_OPTIONS,
     Tunable,
     TunedSettings,
@@ -35,7 +35,7 @@ from backline.cli.tune.settings import (
     configured,
     space,
 )
-from backline.cli.tune.trials import recorded_inputs
+from backline.plugins.tools.tune.trials import recorded_inputs
 from backline.observe.prediction_log import encode_record
 from backline_client.protos import message
 from backline_client.values.datatypes import DataType

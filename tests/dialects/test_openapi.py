@@ -12,7 +12,7 @@ from fake_models import Caller, add_model
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from backline.dialects.application import build_application
-from backline.dialects.openapi.operations import OPERATIONS
+from backline.plugins.dialects.openapi.operations import OPERATIONS
 from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder

@@ -18,8 +18,8 @@ import yaml
 from click.testing import CliRunner
 
 from backline.cli import image, serve, service
-from backline.ray import Deployment, deployment
-from backline.ray.needs import read_needs
+from backline.plugins.ray import Deployment, deployment
+from backline.plugins.ray.needs import read_needs
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
 from backline_client.client import AsyncClient, Client
@@ -185,14 +185,14 @@ def _serve_command(block: Block, folder: Path) -> None:
 
 def _ray_deployment(block: Block, folder: Path) -> None:
     stand_in = create_autospec(deployment, return_value=create_autospec(Deployment, instance=True))
-    with patch("backline.ray.deployment", stand_in):
+    with patch("backline.plugins.ray.deployment", stand_in):
         exec(block.text, {})
 
     stand_in.assert_called_once()
 
 
 def _serve_scaler(block: Block, folder: Path) -> None:
-    with patch("backline.ray.ServeScaler.run") as run:
+    with patch("backline.plugins.ray.ServeScaler.run") as run:
         exec(block.text, {})
 
     run.assert_called_once()

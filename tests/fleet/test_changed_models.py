@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.fleet import description
+from backline.plugins.fleet import description
 from backline_client.client import connect
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument

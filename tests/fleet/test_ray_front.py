@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from backline.cli.serve.engine import RayOptions, in_front
 from backline.lifecycle.options import LifecycleOptions
-from backline.ray.front import Front, RemoteRepository
-from backline.ray.spec import replica_options
+from backline.plugins.ray.front import Front, RemoteRepository
+from backline.plugins.ray.spec import replica_options
 from backline.server import ServerOptions
 from backline_client.client import ray_directory
 from backline_client.values.errors import InvalidArgument

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from backline.lifecycle.options import LifecycleOptions
-from backline.ray.deployment import divided
-from backline.ray.needs import read_needs
-from backline.ray.shards import ModelNeed, Shard, place
-from backline.ray.spec import ReplicaSpec, replica_options
+from backline.plugins.ray.deployment import divided
+from backline.plugins.ray.needs import read_needs
+from backline.plugins.ray.shards import ModelNeed, Shard, place
+from backline.plugins.ray.spec import ReplicaSpec, replica_options
 from backline.server import ServerOptions
 from backline_client.values.errors import InvalidArgument
 from support.repositories import put

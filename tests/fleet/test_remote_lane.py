@@ -16,8 +16,8 @@ import pytest
 
 from backline.backends.backend import RemoteModel
 from backline.engine.ticket import Ticket
-from backline.fleet.description import open_remote
-from backline.fleet.lane import RemoteLane
+from backline.plugins.fleet.description import open_remote
+from backline.plugins.fleet.lane import RemoteLane
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 from backline_client.client import Client, connect, connect_async

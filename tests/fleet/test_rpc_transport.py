@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from backline.fleet.rpc_call import RpcStream
-from backline.fleet.rpc_connection import RpcConnection
-from backline.fleet.rpc_transport import RpcTransport, timeout_field
+from backline.plugins.fleet.rpc_call import RpcStream
+from backline.plugins.fleet.rpc_connection import RpcConnection
+from backline.plugins.fleet.rpc_transport import RpcTransport, timeout_field
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline_client.client import grpc_codec

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from backline.embedded.embedded import Embedded
 from backline.engine.ticket import Ticket, unsubmitted
 from backline.engine.tracing import Trace
-from backline.fleet import sequence_holders
-from backline.fleet.description import DescriptionWatch
-from backline.fleet.remote_check import RemoteCheck
-from backline.fleet.sequence_holders import HolderCheck, RemoteSequences
+from backline.plugins.fleet import sequence_holders
+from backline.plugins.fleet.description import DescriptionWatch
+from backline.plugins.fleet.remote_check import RemoteCheck
+from backline.plugins.fleet.sequence_holders import HolderCheck, RemoteSequences
 from backline_client.client import connect
 from backline_client.client.balanced_transport import BalancedTransport
 from backline_client.client.grpc_codec import InferCodec

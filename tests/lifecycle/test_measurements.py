@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.backends.onnxruntime import OnnxModel
+from backline.plugins.runtimes.onnx.runtime import OnnxModel
 from backline.lifecycle.loading import loaded_here
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import Internal

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from backline.backends import onnxruntime
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.model import Model
 from backline.lifecycle.loading import loaded_here, measurement_file

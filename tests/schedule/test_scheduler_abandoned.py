@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from backline.backends.backend import Run
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from backline.backends.onnxruntime import OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.loading.loaded_here import measure_model

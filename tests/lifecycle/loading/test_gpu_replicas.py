@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backline.backends.backend import LoadOptions
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.engine.device import Gpus
 from backline.workers.here import execution

@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.loading import run_time, trial_runs
 from backline.lifecycle.loading.run_time import (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from backline.backends.onnxruntime import OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.model import ModelState
 from backline.engine.request_check import RequestCheck

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backline.backends.registry import ONNX
-from backline.repository.remote.archive import web_files
+from backline.plugins.repositories.web.archive import web_files
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.remote import RemoteRepository
 from backline.system.archive_limits import UnpackLimits

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from backline.backends.identity import Identity
+from backline.plugins.runtimes.reference.identity import Identity
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.loading.run_time import measure
 from backline.system.cores import pinned

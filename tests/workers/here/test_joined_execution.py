@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from backline.backends.onnxruntime import OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 from backline.engine.config.joining import Cut, Joining, Padding
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.ticket import Ticket

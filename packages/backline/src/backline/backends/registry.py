@@ -69,7 +69,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "OnnxRuntime",
         runtime="ONNX Runtime",
         package="onnxruntime",
-        imports=("backline.backends.onnxruntime:import_onnxruntime",),
+        imports=("backline.plugins.runtimes.onnx.runtime:import_onnxruntime",),
         extra="onnx",
     ),
     BackendEntry(
@@ -80,7 +80,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="PyTorch",
         package="torch",
         imports=("torch",),
-        imports_by_suffix={".pt2": ("backline.backends.pytorch_programs:import_exporter",)},
+        imports_by_suffix={".pt2": ("backline.plugins.runtimes.pytorch.programs:import_exporter",)},
         extra="torch",
     ),
     BackendEntry(
@@ -90,7 +90,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "TensorFlow",
         runtime="TensorFlow",
         package="tensorflow",
-        imports=("backline.backends.tensorflow:import_tensorflow",),
+        imports=("backline.plugins.runtimes.tensorflow.runtime:import_tensorflow",),
         extra="tensorflow",
     ),
     BackendEntry(
@@ -110,7 +110,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "OpenVino",
         runtime="OpenVINO",
         package="openvino",
-        imports=("backline.backends.openvino:import_openvino",),
+        imports=("backline.plugins.runtimes.openvino.runtime:import_openvino",),
         extra="openvino",
     ),
     BackendEntry(

@@ -84,14 +84,14 @@ def _remote_files(
     scheme: str, location: str, formats: Sequence[ModelFormat], contents: ContentCache
 ) -> RemoteFiles:
     if scheme in _OBJECT_STORES:
-        from backline.repository.remote.object_store import ObjectFiles
+        from backline.plugins.repositories.object_store.object_files import ObjectFiles
 
         return ObjectFiles(location)
     if scheme in _ARCHIVES:
-        from backline.repository.remote.archive import web_files
+        from backline.plugins.repositories.web.archive import web_files
 
         return web_files(location, formats, contents)
-    from backline.repository.remote.hugging_face import HubFiles
+    from backline.plugins.repositories.hugging_face.hub_files import HubFiles
 
     return HubFiles(location, formats)
 

@@ -142,8 +142,8 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
 
     require_ray()
     _check_keys(options)
-    from backline.ray.deployment import deployment
-    from backline.ray.front import Front
+    from backline.plugins.ray.deployment import deployment
+    from backline.plugins.ray.front import Front
 
     deployed = deployment(
         *map(str, options.repositories),

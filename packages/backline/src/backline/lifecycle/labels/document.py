@@ -127,7 +127,7 @@ class ObjectDocument:
     def __init__(self, location: str, name: str) -> None:
         """Raises InvalidArgument for an invalid URL."""
         # Imported here, because few servers keep labels in a bucket.
-        from backline.repository.remote.object_store import ObjectFiles, ObjectReplaced
+        from backline.plugins.repositories.object_store.object_files import ObjectFiles, ObjectReplaced
 
         self._files = ObjectFiles(location, "label store")
         self._name = name

@@ -35,7 +35,7 @@ from backline_client.values.errors import BacklineError
 from backline_client.values.signature import Signature
 
 if TYPE_CHECKING:
-    from backline.fleet.sequence_holders import RemoteSequences
+    from backline.plugins.fleet.sequence_holders import RemoteSequences
 
 
 @decodable

@@ -95,7 +95,7 @@ def load(
     model = load_on(first)
     if isinstance(model, RemoteModel):
         # Imported late, because this module imports the client.
-        from backline.lifecycle.loading.loaded_remote import loaded_remote
+        from backline.plugins.fleet.loaded import loaded_remote
 
         return loaded_remote(config, view, model, placed=placed)
     if isinstance(model, HostedModel):

@@ -22,7 +22,7 @@ from backline.workers.here.execution import CoreBudget
 from backline_client.system.busy_poll import BusyPoll
 
 if TYPE_CHECKING:
-    from backline.fleet.sequence_holders import RemoteSequences
+    from backline.plugins.fleet.sequence_holders import RemoteSequences
     from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
     from backline.lifecycle.memory.gpu_budgets import GpuBudgets
     from backline.schedule.cache.cache import ResponseCache

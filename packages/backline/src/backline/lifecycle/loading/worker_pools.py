@@ -113,7 +113,7 @@ class WorkerStarter:
         if hosted.job:
             return self._start_runtime(hosted, placed), self._config
         if hosted.packed is not None:
-            from backline.backends.torchserve import ARCHIVE_LIMITS
+            from backline.plugins.runtimes.torchserve.backend import ARCHIVE_LIMITS
             from backline.repository.unpacked import unpacked
 
             place = self._environments.folder.parent / "unpacked"
