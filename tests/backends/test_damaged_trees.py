@@ -15,8 +15,8 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import need
-from backline.backends import lightgbm as lightgbm_backend
-from backline.backends import xgboost as xgboost_backend
+from backline.plugins.runtimes.trees import lightgbm as lightgbm_backend
+from backline.plugins.runtimes.trees import xgboost as xgboost_backend
 from backline_client.values.errors import InvalidArgument
 from support.lazy import lazy
 from support.server import serve

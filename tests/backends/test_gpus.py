@@ -15,11 +15,11 @@ import pytest
 from backends.loading import load
 from backends.served_models import build_jax, need
 from backline.backends.backend import LoadOptions, gpus_of
-from backline.plugins.runtimes.reference.identity import Identity
-from backline.plugins.runtimes.openvino.runtime import OpenVino, gpu_indexes
 from backline.backends.registry import choose
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import Device, Gpus
+from backline.plugins.runtimes.openvino.runtime import OpenVino, gpu_indexes
+from backline.plugins.runtimes.reference.identity import Identity
 from backline_client.values.errors import InvalidArgument
 from support.cuda_driver import show_gpus
 from support.networks import FLOAT, build, floats, node

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from backends.loading import imports_of
-from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import Internal, InvalidArgument
 from backline_client.values.signature import TensorSpec

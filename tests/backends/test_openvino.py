@@ -118,7 +118,8 @@ def test_a_run_uses_the_configured_cores(file: Path) -> None:
 def test_telemetry_is_not_loaded(onnx_file: Path, before: str) -> None:
     program = (
         f"{before}"
-        "import sys\nfrom pathlib import Path\nfrom backline.plugins.runtimes.openvino.runtime import OpenVino\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from backline.plugins.runtimes.openvino.runtime import OpenVino\n"
         "from backline.engine.config.model_config import ModelConfig\n"
         "OpenVino().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and"

@@ -11,7 +11,8 @@ from pkgutil import resolve_name
 import pytest
 
 from backends.loading import load
-from backline.backends.registry import BACKENDS, FORMATS, choose
+from backline.backends.plugin import BACKENDS
+from backline.backends.registry import FORMATS, choose
 from backline.engine.config.model_config import ModelConfig
 from backline_client.values.errors import InvalidArgument
 
@@ -124,8 +125,8 @@ def test_a_misspelt_backend_suggests_the_nearest() -> None:
 
 
 def test_every_format_has_its_backend_and_every_backend_its_name() -> None:
-    assert {format.backend for format in FORMATS} == {entry.name for entry in BACKENDS}
-    for entry in BACKENDS:
+    assert {format.backend for format in FORMATS} == {entry.name for entry in BACKENDS.built_in}
+    for entry in BACKENDS.built_in:
         backend = entry.backend()
         assert backend.name == entry.name
 
@@ -143,7 +144,7 @@ def test_no_runtime_is_imported_before_a_model_needs_it() -> None:
         "onnxruntime",
     }
     program = (
-        "import sys\nfrom backline.backends.registry import BACKENDS\nfor entry in BACKENDS:"
+        "import sys\nfrom backline.backends.plugin import BACKENDS\nfor entry in BACKENDS.built_in:"
         " entry.backend()\n"
         f"print(*sorted(set(sys.modules) & {runtimes!r}))"
     )
@@ -182,7 +183,7 @@ def test_files_that_are_not_models_are_reported(
 def test_the_functions_to_call_before_trials_exist() -> None:
     names = [
         name
-        for entry in BACKENDS
+        for entry in BACKENDS.built_in
         for names in (entry.imports, *entry.imports_by_suffix.values())
         for name in names
         if ":" in name

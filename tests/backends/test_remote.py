@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from backline.backends.backend import LoadOptions
-from backline.plugins.fleet.backend import Remote
 from backline.engine.config.model_config import ModelConfig
+from backline.plugins.fleet.backend import Remote
 from backline_client.values.errors import InvalidArgument
 
 TRUSTED = LoadOptions(may_run_code=True)

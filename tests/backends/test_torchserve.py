@@ -22,9 +22,9 @@ import pytest
 
 import backline
 from backline.backends.backend import LoadOptions
-from backline.plugins.runtimes.pytorch.files import identify
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.loading.loader import load
+from backline.plugins.runtimes.pytorch.files import identify
 from backline.repository.unpacked import unpacked
 from backline.system.archive_limits import UnpackLimits
 from backline_client.system.file_lock import hold

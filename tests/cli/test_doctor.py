@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from backline.engine.config.model_config import ModelConfig
+from backline.lifecycle.options import LifecycleOptions
 from backline.plugins.tools.doctor import is_server
 from backline.plugins.tools.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
 from backline.plugins.tools.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
@@ -23,8 +25,6 @@ from backline.plugins.tools.doctor.machine import MACHINE, Machine, read_machine
 from backline.plugins.tools.doctor.repository import REPOSITORY, DescribedModel, Repositories
 from backline.plugins.tools.doctor.running import RUNNING, ServerFacts, checks_of, open_scopes
 from backline.plugins.tools.doctor.software import SOFTWARE, Software
-from backline.engine.config.model_config import ModelConfig
-from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
 from backline.wire.tls import TlsFiles
 from backline_client.client.address import Address

@@ -186,7 +186,8 @@ print(*sys.modules)
     imported, compiled = map(int, numbers.split())
     needless = """
         backline_client.client backline.plugins.dialects.console backline.dialects.open_inference.grpc.service
-        backline.plugins.fleet.lane backline.plugins.ray backline.wire.http2.connection backline.wire.websocket.connection
+        backline.plugins.fleet.lane backline.plugins.ray backline.wire.http2.connection
+        backline.wire.websocket.connection
         backline.workers.child backline.workers.process google.protobuf grpc matplotlib multiprocessing
         numpy.ma numpy.random onnxruntime prometheus_client psutil rich tempfile
     """

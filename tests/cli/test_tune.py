@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from backline.cli.numbers import DurationType
+from backline.observe.prediction_log import encode_record
 from backline.plugins.tools.tune import write_configuration
 from backline.plugins.tools.tune.load_predictor import BatchTimes
 from backline.plugins.tools.tune.search import (
@@ -36,7 +37,6 @@ from backline.plugins.tools.tune.settings import (
     space,
 )
 from backline.plugins.tools.tune.trials import recorded_inputs
-from backline.observe.prediction_log import encode_record
 from backline_client.protos import message
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument

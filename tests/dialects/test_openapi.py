@@ -12,10 +12,10 @@ from fake_models import Caller, add_model
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from backline.dialects.application import build_application
-from backline.plugins.dialects.openapi.operations import OPERATIONS
 from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.plugins.dialects.openapi.operations import OPERATIONS
 from backline_client.values.datatypes import DataType
 from backline_client.values.signature import TensorSpec
 

@@ -15,13 +15,13 @@ from msgspec.structs import asdict
 
 from backline.cli import serve
 from backline.dialects import input_plan, json_scan
-from backline.plugins.dialects.console import service as console
 from backline.dialects.open_inference import repository
 from backline.dialects.open_inference.grpc import wire_format
 from backline.dialects.open_inference.rest import generate
-from backline.plugins.dialects.plain import reader
 from backline.lifecycle.labels import labelling
 from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE
+from backline.plugins.dialects.console import service as console
+from backline.plugins.dialects.plain import reader
 from backline.wire.limits import Limits
 from docs.conftest import wait_until_loaded
 from docs.pages import code, read, table

@@ -252,7 +252,9 @@ def test_a_cluster_that_asks_for_no_token_causes_a_warning(cluster: Cluster) -> 
 
 
 def test_a_cluster_with_a_token_causes_no_warning() -> None:
-    program = "from backline.plugins.ray.deployment import open_ports_warning; print(repr(open_ports_warning()))"
+    program = (
+        "from backline.plugins.ray.deployment import open_ports_warning; print(repr(open_ports_warning()))"
+    )
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t0ken" * 8}
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.backends.backend import RemoteModel
 from backline.engine.ticket import Ticket
+from backline.plugins.fleet.backend import RemoteModel
 from backline.plugins.fleet.description import open_remote
 from backline.plugins.fleet.lane import RemoteLane
 from backline.workers.batch import Batch

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.plugins.runtimes.onnx.runtime import OnnxModel
 from backline.lifecycle.loading import loaded_here
+from backline.plugins.runtimes.onnx.runtime import OnnxModel
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import Internal
 from backline_client.values.messages import InferRequest

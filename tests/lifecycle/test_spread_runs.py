@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.backends import onnxruntime
-from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.model import Model
 from backline.lifecycle.loading import loaded_here, measurement_file
+from backline.plugins.runtimes.onnx import runtime as onnxruntime
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError, Internal, InvalidArgument
 from backline_client.values.messages import InferRequest

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from backline.backends.backend import Run
-from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.here.execution import Execution

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from backline.backends.backend import LoadOptions
-from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.engine.device import Gpus
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.workers.here import execution
 from backline_client.values.errors import InvalidArgument
 from support.models import add1

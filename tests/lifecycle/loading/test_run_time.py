@@ -10,7 +10,6 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.loading import run_time, trial_runs
 from backline.lifecycle.loading.run_time import (
@@ -23,6 +22,7 @@ from backline.lifecycle.loading.run_time import (
 )
 from backline.lifecycle.loading.trial_inputs import NORMAL
 from backline.lifecycle.loading.trial_runs import Trial, time_run
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.system.cores import usable_cores
 from backline_client.values.datatypes import DataType
 from backline_client.values.signature import Signature, TensorSpec

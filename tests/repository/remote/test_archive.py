@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.registry import ONNX
+from backline.backends.registry import FORMATS
 from backline.plugins.repositories.web.archive import web_files
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.remote import RemoteRepository
@@ -239,8 +239,8 @@ def test_a_link_in_a_zip_is_refused(web: WebServer, opened: Open) -> None:
 
 def limited(location: str, cache: Path, limits: UnpackLimits) -> RemoteRepository:
     contents = ContentCache(cache)
-    files = web_files(location, (ONNX,), contents, limits)
-    return RemoteRepository(files, contents, formats=(ONNX,), nested=True)
+    files = web_files(location, FORMATS, contents, limits)
+    return RemoteRepository(files, contents, formats=FORMATS, nested=True)
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])

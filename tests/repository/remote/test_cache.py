@@ -131,12 +131,12 @@ def test_concurrent_fetches_download_once(web: WebServer, model: bytes, opened: 
 FETCH = """
 import asyncio, sys
 from pathlib import Path
-from backline.backends.registry import ONNX
+from backline.backends.registry import FORMATS
 from backline_client.values.errors import BacklineError
 from backline.repository.location import open_repository
 
 async def main():
-    repository = open_repository(sys.argv[1], formats=(ONNX,), cache=Path(sys.argv[2]))
+    repository = open_repository(sys.argv[1], formats=FORMATS, cache=Path(sys.argv[2]))
     model = (await repository.scan())[0]
     fetched = await repository.fetch(model, model.versions[0], lambda here, total: None)
     print(len(fetched.path.read_bytes()))

@@ -12,9 +12,9 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from backline.plugins.runtimes.reference.identity import Identity
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.loading.run_time import measure
+from backline.plugins.runtimes.reference.identity import Identity
 from backline.system.cores import pinned
 from backline.workers.batch import Batch
 from backline.workers.here import execution

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 from backline.engine.config.joining import Cut, Joining, Padding
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.ticket import Ticket
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.joiner import Joiner

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from msgspec import Struct, field
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import CPU, Device, Gpus, Places
+from backline.system.archive_limits import UnpackLimits
 from backline_client.values.messages import Parameter
 from backline_client.values.signature import Signature
 
@@ -130,7 +130,8 @@ class StreamingModel(Protocol):
 class HostedModel(Struct, frozen=True):
     """The data that a worker process needs to load a model. Returned by backends whose models run in workers.
 
-    `adapter` names the code that loads the model in the worker, such as "python". `python` is the path of an
+    `adapter` names the code that loads the model in the worker: "python", or a module whose function `load`
+    creates the model. `python` is the path of an
     interpreter; None means the interpreter of the model's environment or, if there is no environment, that of
     the server. `environment` holds environment variables to add to those of the server.
     """
@@ -142,6 +143,8 @@ class HostedModel(Struct, frozen=True):
     #: For an archive, the folder in it to unpack ("" for all). The path of the unpacked folder then replaces
     #: `path`.
     packed: str | None = None
+    #: The limits for unpacking the archive.
+    unpack_limits: UnpackLimits = UnpackLimits()
     #: Parameters for the adapter, in addition to the parameters in the configuration.
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
@@ -154,25 +157,18 @@ class HostedModel(Struct, frozen=True):
     job: bytes = b""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RemoteModel:
-    """A model on other servers: their URLs, separated by commas, and the model's name there.
+@runtime_checkable
+class SelfServing(Protocol):
+    """A model that is served in a way of its own, for example because it is on other servers."""
 
-    At most `max_in_flight` requests are in flight at the same time. `ca` is the PEM file with the certificate
-    of the CA that signed the servers' certificates, and `api_key` is the key to send; either may be None.
-    """
-
-    urls: str
-    model: str
-    version: str = ""
-    max_in_flight: int = 64
-    ca: str | None = None
-    api_key: str | None = dataclasses.field(default=None, repr=False)
-    warnings: tuple[str, ...] = ()
+    def serve(self, config: ModelConfig, view: Any, placed: Places) -> Any:
+        """Returns the LoadedVersion, given the View of the model. Raises BacklineError if it cannot be
+        served.
+        """
 
 
 #: The types that a backend's `load` may return.
-BackendModel: TypeAlias = LoadedModel | StreamingModel | HostedModel | RemoteModel
+BackendModel: TypeAlias = LoadedModel | StreamingModel | HostedModel | SelfServing
 
 
 def streams(model: BackendModel) -> TypeGuard[StreamingModel]:
@@ -185,7 +181,7 @@ def streams(model: BackendModel) -> TypeGuard[StreamingModel]:
 
 def runs_here(model: BackendModel) -> TypeGuard[LoadedModel]:
     """Returns whether the model is in this process's memory and sends one response to each request."""
-    return not isinstance(model, HostedModel | RemoteModel) and not streams(model)
+    return not isinstance(model, HostedModel | SelfServing) and not streams(model)
 
 
 class LoadOptions(Struct, frozen=True):

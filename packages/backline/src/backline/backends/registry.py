@@ -1,4 +1,4 @@
-"""Lists the backends and the file formats that they load.
+"""Chooses the backend of a model: as configured, or by the format of its file.
 
 The module of a backend is only imported when a model needs it.
 """
@@ -6,179 +6,46 @@ The module of a backend is only imported when a model needs it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct, field
-
-from backline.backends.backend import Backend
-from backline.engine.config.model_config import ModelConfig, ModelFormat
+from backline.backends.plugin import BACKENDS, BackendPlugin
+from backline.engine.config.model_config import Formats, ModelConfig, ModelFormat
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.spelling import nearest
 
-__all__ = ["BACKENDS", "FORMATS", "PLATFORMS", "BackendEntry", "choose", "choose_by_name", "describe_runtime"]
+__all__ = ["FORMATS", "PLATFORMS", "choose", "choose_by_name", "describe_runtime", "find_backend"]
 
 
-class BackendEntry(Struct, frozen=True):
-    """A backend: its name and Triton platform in configurations, and the class that implements it."""
-
-    name: str
-    platform: str
-    module: str
-    class_name: str
-    #: Whether the models run in worker processes, whose environments may have other packages.
-    hosted: bool = False
-    #: The name of the runtime that loads the models in the server's process, and the package from which the
-    #: version of the runtime is read. Both are empty for a backend that reads no files in the server's
-    #: process.
-    runtime: str = ""
-    package: str = ""
-    #: The modules of the runtime that a process may import before it forks for trials, or functions
-    #: ("module:function") that import the runtime with settings.
-    imports: tuple[str, ...] = ()
-    #: Further modules and functions to import before a fork, for files with a given suffix.
-    imports_by_suffix: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: The extra that installs the runtime; empty if there is nothing to install.
-    extra: str = ""
-
-    def imports_for(self, path: Path) -> tuple[str, ...]:
-        """Returns the modules and functions (see `imports`) for a process that forks for a trial of `path`.
-        Only the file name is considered.
-        """
-        return self.imports + self.imports_by_suffix.get(path.suffix.lower(), ())
-
-    def backend(self) -> Backend:
-        return _backend(self.module, self.class_name)
-
-
-@cache
-def _backend(module: str, class_name: str) -> Backend:
-    backend: Backend = getattr(import_module(f"backline.backends.{module}"), class_name)()
-    return backend
-
-
-BACKENDS: tuple[BackendEntry, ...] = (
-    BackendEntry(
-        "onnxruntime",
-        "onnxruntime_onnx",
-        "onnxruntime",
-        "OnnxRuntime",
-        runtime="ONNX Runtime",
-        package="onnxruntime",
-        imports=("backline.plugins.runtimes.onnx.runtime:import_onnxruntime",),
-        extra="onnx",
-    ),
-    BackendEntry(
-        "pytorch",
-        "pytorch_libtorch",
-        "pytorch",
-        "Pytorch",
-        runtime="PyTorch",
-        package="torch",
-        imports=("torch",),
-        imports_by_suffix={".pt2": ("backline.plugins.runtimes.pytorch.programs:import_exporter",)},
-        extra="torch",
-    ),
-    BackendEntry(
-        "tensorflow",
-        "tensorflow_savedmodel",
-        "tensorflow",
-        "TensorFlow",
-        runtime="TensorFlow",
-        package="tensorflow",
-        imports=("backline.plugins.runtimes.tensorflow.runtime:import_tensorflow",),
-        extra="tensorflow",
-    ),
-    BackendEntry(
-        "litert",
-        "litert",
-        "litert",
-        "LiteRt",
-        runtime="LiteRT",
-        package="ai-edge-litert",
-        imports=("ai_edge_litert.interpreter",),
-        extra="litert",
-    ),
-    BackendEntry(
-        "openvino",
-        "openvino",
-        "openvino",
-        "OpenVino",
-        runtime="OpenVINO",
-        package="openvino",
-        imports=("backline.plugins.runtimes.openvino.runtime:import_openvino",),
-        extra="openvino",
-    ),
-    BackendEntry(
-        "jax", "jax", "jax", "Jax", runtime="JAX", package="jax", imports=("jax", "jax.export"), extra="jax"
-    ),
-    BackendEntry(
-        "xgboost",
-        "xgboost",
-        "xgboost",
-        "XgBoost",
-        runtime="XGBoost",
-        package="xgboost",
-        imports=("xgboost",),
-        extra="xgboost",
-    ),
-    BackendEntry(
-        "lightgbm",
-        "lightgbm",
-        "lightgbm",
-        "LightGbm",
-        runtime="LightGBM",
-        package="lightgbm",
-        imports=("lightgbm",),
-        extra="lightgbm",
-    ),
-    BackendEntry(
-        "catboost",
-        "catboost",
-        "catboost",
-        "CatBoost",
-        runtime="CatBoost",
-        package="catboost",
-        imports=("catboost",),
-        extra="catboost",
-    ),
-    BackendEntry(
-        "sklearn",
-        "sklearn",
-        "sklearn",
-        "Sklearn",
-        runtime="scikit-learn",
-        package="scikit-learn",
-        imports=("skops.io", "joblib"),
-        extra="sklearn",
-    ),
-    BackendEntry(
-        "mlflow", "mlflow", "mlflow", "MlFlow", runtime="the runtime of the MLflow model", extra="mlflow"
-    ),
-    BackendEntry("python", "python", "python", "Python", hosted=True),
-    BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True, extra="torchserve"),
-    BackendEntry("remote", "remote", "remote", "Remote"),
-    BackendEntry("identity", "identity", "identity", "Identity"),
-    BackendEntry("repeat", "repeat", "streams", "Repeat"),
-    BackendEntry("square", "square", "streams", "Square"),
+#: The formats of the built-in backends, to look for if a configuration names no backend, in this order. The
+#: format of a folder precedes the formats of files in such folders.
+FORMATS: Final = Formats(
+    sorted(
+        (format for plugin in BACKENDS.built_in for format in plugin.formats),
+        key=lambda format: not (format.folder and format.filenames),
+    )
 )
+FORMATS.further = lambda: tuple(format for plugin in BACKENDS.further for format in plugin.formats)
 
 
-_BY_NAME: Final = {entry.name: entry for entry in BACKENDS}
+def find_backend(name: str) -> BackendPlugin | None:
+    """Returns the backend with this name or platform: a built-in one, or else that of an installed plug-in.
+
+    Raises InvalidArgument if the installed plug-in cannot be used.
+    """
+    return BACKENDS.find(name, lambda entry: name in (entry.name, entry.platform))
 
 
-def choose(config: ModelConfig, path: Path) -> BackendEntry:
+def choose(config: ModelConfig, path: Path) -> BackendPlugin:
     """Returns the backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
     Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
     """
     entry = _configured(config)
     if entry is None and (format := _format_of(path)) is not None:
-        entry = _BY_NAME[format.backend]
+        entry = find_backend(format.backend)
     if entry is None:
         raise InvalidArgument(
             f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
@@ -186,7 +53,7 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
     return entry
 
 
-def choose_by_name(config: ModelConfig, filename: str) -> BackendEntry | None:
+def choose_by_name(config: ModelConfig, filename: str) -> BackendPlugin | None:
     """Returns the backend for a model that has a file with this name: as configured, otherwise by the format
     that such files have. Returns None if no format has such files.
 
@@ -194,11 +61,11 @@ def choose_by_name(config: ModelConfig, filename: str) -> BackendEntry | None:
     """
     entry = _configured(config)
     if entry is None and (format := _format_named(filename)) is not None:
-        entry = _BY_NAME[format.backend]
+        entry = find_backend(format.backend)
     return entry
 
 
-def describe_runtime(entry: BackendEntry) -> str:
+def describe_runtime(entry: BackendPlugin) -> str:
     """Returns the runtime of a backend for messages, with its version if installed: "LightGBM 4.7.0"."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import, and only errors need it
 
@@ -210,17 +77,16 @@ def describe_runtime(entry: BackendEntry) -> str:
 
 
 #: The values that `platform` may have in a configuration: the name or the platform of any backend.
-PLATFORMS: Final = frozenset(name for entry in BACKENDS for name in (entry.name, entry.platform) if name)
+PLATFORMS: Final = frozenset(name for entry in BACKENDS.built_in for name in (entry.name, entry.platform))
 
 
-def _configured(config: ModelConfig) -> BackendEntry | None:
+def _configured(config: ModelConfig) -> BackendPlugin | None:
     wanted = config.backend or config.platform
     if not wanted:
         return None
-    for entry in BACKENDS:
-        if wanted in (entry.name, entry.platform):
-            return entry
-    near = nearest(wanted, [entry.name for entry in BACKENDS], 1)
+    if (entry := find_backend(wanted)) is not None:
+        return entry
+    near = nearest(wanted, [entry.name for entry in BACKENDS.all], 1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {_names()}"
     raise InvalidArgument(
         f"Invalid argument: unable to find backend library for backend '{wanted}',"
@@ -230,7 +96,7 @@ def _configured(config: ModelConfig) -> BackendEntry | None:
 
 
 def _names() -> str:
-    return ", ".join(f"'{entry.name}'" for entry in BACKENDS)
+    return ", ".join(f"'{entry.name}'" for entry in BACKENDS.all)
 
 
 def _is_in(folder: Path, filename: str) -> bool:
@@ -241,43 +107,18 @@ def _is_in(folder: Path, filename: str) -> bool:
 def _format_of(path: Path) -> ModelFormat | None:
     """Returns the format of a file or folder, if known. Full names take precedence over suffixes."""
     if os.path.isdir(path):
-        return next((f for f in FORMATS if f.folder and any(_is_in(path, one) for one in f.filenames)), None)
+        folders = (format for format in (*FORMATS, *FORMATS.further()) if format.folder)
+        return next((one for one in folders if any(_is_in(path, name) for name in one.filenames)), None)
     return _format_named(path.name)
 
 
 def _format_named(filename: str) -> ModelFormat | None:
-    return _BY_FILENAME.get(filename) or _BY_SUFFIX.get(os.path.splitext(filename)[1].lower())
+    return _named(filename, FORMATS) or _named(filename, FORMATS.further())
 
 
-ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
-
-#: The formats to look for if a configuration names no backend, in this order. The format of a folder precedes
-#: the formats of files in such folders.
-FORMATS: tuple[ModelFormat, ...] = (
-    ModelFormat("torchserve", ("MAR-INF/MANIFEST.json",), folder=True),
-    ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True),
-    ModelFormat("tensorflow", ("model.savedmodel/saved_model.pb", "saved_model.pb"), folder=True),
-    ONNX,
-    ModelFormat("pytorch", ("model.pt", "model.pt2", "model.jit"), (".pt", ".pt2", ".jit")),
-    ModelFormat("litert", ("model.tflite",), (".tflite",)),
-    ModelFormat("openvino", ("model.xml",), (".xml",)),
-    ModelFormat("jax", ("model.jax",), (".jax",)),
-    ModelFormat("xgboost", ("model.ubj", "model.json", "xgboost.ubj", "xgboost.json"), (".ubj",)),
-    ModelFormat("lightgbm", ("model.txt", "lightgbm.txt")),
-    ModelFormat("catboost", ("model.cbm",), (".cbm",)),
-    ModelFormat(
-        "sklearn", ("model.skops", "model.joblib", "model.pkl"), (".skops", ".joblib", ".pkl", ".pickle")
-    ),
-    ModelFormat("python", ("model.py",)),
-    ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",)),
-    # Formats without a file, where the version's folder is the model. They are used only if configured.
-    ModelFormat("remote", (), folder=True),
-    ModelFormat("identity", (), folder=True),
-    ModelFormat("repeat", (), folder=True),
-    ModelFormat("square", (), folder=True),
-)
-#: For each file name, and for each suffix, the first of the FORMATS that has it.
-_BY_FILENAME: Final = {
-    name.rpartition("/")[2]: format for format in reversed(FORMATS) for name in reversed(format.filenames)
-}
-_BY_SUFFIX: Final = {suffix: format for format in reversed(FORMATS) for suffix in format.suffixes}
+def _named(filename: str, formats: Sequence[ModelFormat]) -> ModelFormat | None:
+    for format in formats:
+        if any(filename == name.rpartition("/")[2] for name in format.filenames):
+            return format
+    suffix = os.path.splitext(filename)[1].lower()
+    return next((format for format in formats if suffix in format.suffixes), None)

@@ -82,9 +82,9 @@ def build_application(
         router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
 
     def add_other_dialects(router: Router) -> None:
+        from backline.dialects.open_inference.settings import RecordingRoutes
         from backline.plugins.dialects.console.examples import Examples
         from backline.plugins.dialects.console.service import ConsoleService
-        from backline.dialects.open_inference.settings import RecordingRoutes
         from backline.plugins.dialects.openapi.service import OpenApiService
         from backline.plugins.dialects.plain.service import PlainService
         from backline.plugins.dialects.plain.sockets import SocketService

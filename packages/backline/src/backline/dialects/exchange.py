@@ -19,9 +19,9 @@ from backline.dialects.answers import fail_call, hidden_error, quota_fields, res
 from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.off_loop import LargeRequest, OffLoop, byte_count
 from backline.engine.engine import Engine
+from backline.engine.route import VIA, keep_route
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceProtocol
-from backline.engine.route import VIA, keep_route
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 from backline_client.values.errors import (

@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
 
-from backline.engine.config.model_config import ModelConfig, ModelFormat
+from backline.engine.config.model_config import ModelConfig
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single
@@ -123,7 +123,7 @@ class LocalRepository:
     ) -> None:
         """`edited` says that a user edits the files of the repository; see FilesAtRest."""
         self._path = Path(os.path.abspath(path))
-        self._formats = tuple(formats)
+        self._formats = formats
         self._configs = configs or ConfigFiles()
         self._name = name
         self._stable_inodes = not is_remote(self._path)

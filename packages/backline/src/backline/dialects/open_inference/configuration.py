@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from backline.backends.registry import BACKENDS, FORMATS
+from backline.backends.plugin import BACKENDS
+from backline.backends.registry import FORMATS
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.engine.config.model_config import VersionPolicy
 from backline.engine.engine import Engine
@@ -23,7 +24,7 @@ from backline_client.values.private_places import for_clients
 from backline_client.values.signature import TensorSpec
 
 #: The platforms that Triton shows. For models of other backends, Triton shows only the backend's name.
-_PLATFORMS = {"ensemble", *(entry.platform for entry in BACKENDS if "_" in entry.platform)}
+_PLATFORMS = {"ensemble", *(entry.platform for entry in BACKENDS.built_in if "_" in entry.platform)}
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:

@@ -4,7 +4,7 @@ and warm-up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Final, Literal
@@ -33,6 +33,15 @@ class ModelFormat(Struct, frozen=True):
     filenames: tuple[str, ...]
     suffixes: tuple[str, ...] = ()
     folder: bool = False
+
+
+class Formats(tuple[ModelFormat, ...]):
+    """The formats of the built-in backends, in order of preference.
+
+    `further` returns those of the installed plug-ins, which are looked up only for files in no other format.
+    """
+
+    further: Callable[[], tuple[ModelFormat, ...]] = staticmethod(lambda: ())
 
 
 class EnsembleStep(Struct, frozen=True):

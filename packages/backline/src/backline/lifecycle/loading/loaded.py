@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -33,9 +33,6 @@ from backline.workers.model_in_workers import ModelInWorkers
 from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError
 from backline_client.values.signature import Signature
-
-if TYPE_CHECKING:
-    from backline.plugins.fleet.sequence_holders import RemoteSequences
 
 
 @decodable
@@ -145,11 +142,9 @@ class LoadedVersion(ABC):
         """Returns the same model with the instances that exist after `resize`."""
         raise NotImplementedError
 
-    def continue_sequences(
-        self, version: str, opened: MutableMapping[tuple[str, str], RemoteSequences]
-    ) -> LoadedVersion:
+    def continue_sequences(self, version: str, opened: MutableMapping[tuple[str, str], Any]) -> LoadedVersion:
         """Returns the same model with the open sequences of an earlier load of this version, if other servers
-        run them. `opened` has the open sequences by model and version.
+        run them. `opened` has what such models keep, by model and version.
         """
         return self
 

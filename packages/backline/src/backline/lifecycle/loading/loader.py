@@ -13,7 +13,7 @@ from backline.backends.backend import (
     BackendModel,
     HostedModel,
     LoadOptions,
-    RemoteModel,
+    SelfServing,
     gpus_of,
     runs_here,
     streams,
@@ -93,11 +93,9 @@ def load(
 
     first, *others = placed.devices
     model = load_on(first)
-    if isinstance(model, RemoteModel):
-        # Imported late, because this module imports the client.
-        from backline.plugins.fleet.loaded import loaded_remote
-
-        return loaded_remote(config, view, model, placed=placed)
+    if isinstance(model, SelfServing):
+        served: LoadedVersion = model.serve(config, view, placed)
+        return served
     if isinstance(model, HostedModel):
         view.stage(Arrange).refuse("Python models")
         if start_workers is None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
 from backline.engine.engine import Engine
@@ -22,7 +22,6 @@ from backline.workers.here.execution import CoreBudget
 from backline_client.system.busy_poll import BusyPoll
 
 if TYPE_CHECKING:
-    from backline.plugins.fleet.sequence_holders import RemoteSequences
     from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
     from backline.lifecycle.memory.gpu_budgets import GpuBudgets
     from backline.schedule.cache.cache import ResponseCache
@@ -51,7 +50,7 @@ class Shared:
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         #: The open sequences that other servers run, by model and version. They also continue when their
         #: version is reloaded. Load threads use this object too.
-        self.remote_sequences: WeakValueDictionary[tuple[str, str], RemoteSequences] = WeakValueDictionary()
+        self.remote_sequences: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
         self.call_graph = CallGraph()
         #: The measured or estimated memory that loads need. Load threads use this object too. If there is a
         #: memory budget, measurements are kept across restarts.

@@ -113,11 +113,10 @@ class WorkerStarter:
         if hosted.job:
             return self._start_runtime(hosted, placed), self._config
         if hosted.packed is not None:
-            from backline.plugins.runtimes.torchserve.backend import ARCHIVE_LIMITS
             from backline.repository.unpacked import unpacked
 
             place = self._environments.folder.parent / "unpacked"
-            hosted = replace(hosted, path=unpacked(hosted.path, place, hosted.packed, ARCHIVE_LIMITS))
+            hosted = replace(hosted, path=unpacked(hosted.path, place, hosted.packed, hosted.unpack_limits))
         if given := self._config.parameters.get(PARAMETER):
             packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
             variables = {**packed.variables, **hosted.environment}

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, RemoteModel
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.engine.config.model_config import ModelConfig
 from backline_client.values.errors import InvalidArgument
 
+if TYPE_CHECKING:
+    from backline.engine.device import Places
+    from backline.lifecycle.loading.loaded import LoadedVersion
+    from backline.lifecycle.view.view import View
+
 _KNOWN = ("urls", "model", "version", "max_in_flight", "ca", "api_key_file")
 _MAX_IN_FLIGHT = 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """A model on other servers: their URLs, separated by commas, and the model's name there.
+
+    At most `max_in_flight` requests are in flight at the same time. `ca` is the PEM file with the certificate
+    of the CA that signed the servers' certificates, and `api_key` is the key to send; either may be None.
+    """
+
+    urls: str
+    model: str
+    version: str = ""
+    max_in_flight: int = 64
+    ca: str | None = None
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
+
+    def serve(self, config: ModelConfig, view: View, placed: Places) -> LoadedVersion:
+        """Asks the servers to describe the model; see `loaded_remote`."""
+        # Imported late, because this module imports the client.
+        from backline.plugins.fleet.loaded import loaded_remote
+
+        return loaded_remote(config, view, self, placed=placed)
 
 
 class Remote:

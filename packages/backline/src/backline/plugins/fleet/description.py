@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from backline.backends.backend import RemoteModel
 from backline.engine.route import route_fields
+from backline.plugins.fleet.backend import RemoteModel
 from backline.plugins.fleet.rpc_transport import RpcTransport
 from backline_client.balance.open_sequences import OpenSequences
 from backline_client.client.address import Address

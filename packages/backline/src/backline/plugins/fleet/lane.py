@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import msgspec
 
-from backline.backends.backend import RemoteModel
+from backline.engine.route import route_fields
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
+from backline.plugins.fleet.backend import RemoteModel
 from backline.plugins.fleet.description import Description, describe_over
-from backline.engine.route import route_fields
 from backline.plugins.fleet.sent_batch import SentBatch, latest
 from backline.wire.grpc.timeout import Deadlines
 from backline.workers.batch import Batch

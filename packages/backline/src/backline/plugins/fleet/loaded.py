@@ -8,22 +8,23 @@ from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
-from backline.backends.backend import RemoteModel, Run
+from backline.backends.backend import Run
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import Places
 from backline.engine.request_check import RequestCheck
+from backline.engine.route import new_id
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
-from backline.plugins.fleet.description import Description, DescriptionWatch, describe, open_remote
-from backline.plugins.fleet.lane import RemoteLane
-from backline.plugins.fleet.remote_check import RemoteCheck
-from backline.engine.route import new_id
-from backline.plugins.fleet.sequence_holders import HolderCheck, RemoteSequences
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.lifecycle.view.arrays import Arrange, ReshapeTensors
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.view import View
+from backline.plugins.fleet.backend import RemoteModel
+from backline.plugins.fleet.description import Description, DescriptionWatch, describe, open_remote
+from backline.plugins.fleet.lane import RemoteLane
+from backline.plugins.fleet.remote_check import RemoteCheck
+from backline.plugins.fleet.sequence_holders import HolderCheck, RemoteSequences
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.instance import Instance
 from backline_client.values.errors import InvalidArgument, Unavailable

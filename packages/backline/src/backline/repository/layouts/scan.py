@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backline.engine.config.model_config import ModelFormat
+from backline.engine.config.model_config import Formats, ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (
     CONFIG_FILES,
@@ -38,12 +38,35 @@ def scan_listing(
     """Returns the models of a repository, sorted by name.
 
     A fault in one model is recorded in the `problem` of that model, and does not affect other models.
-    `formats` are the formats that can be loaded, in order of preference. If the repository is a single model,
+    `formats` are the formats that can be loaded, in order of preference; those of installed plug-ins are
+    looked up only if there is a problem. If the repository is a single model,
     `name` is the name of the model; the default is the last part of the location. The caller keeps `known`
     between scans of a repository, so that only changed models are read again. If `nested` is set, and the
     root has only one subfolder, as in an archive of a folder, that subfolder may be the repository. Raises
     InvalidArgument if the files are not a repository.
     """
+    try:
+        models = _scan(listing, formats, name, configs, known, nested)
+    except InvalidArgument:
+        further = formats.further() if isinstance(formats, Formats) else ()
+        if not further:
+            raise
+    else:
+        problems = any(model.problem or any(one.problem for one in model.versions) for model in models)
+        further = formats.further() if problems and isinstance(formats, Formats) else ()
+        if not further:
+            return models
+    return _scan(listing, (*formats, *further), name, configs, known, nested)
+
+
+def _scan(
+    listing: Listing,
+    formats: Sequence[ModelFormat],
+    name: str,
+    configs: ConfigFiles | None,
+    known: Known | None,
+    nested: bool,
+) -> list[FoundModel]:
     root = Folder(listing, "", listing.location)
     if nested:
         root = _innermost(root, formats)

@@ -9,12 +9,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from backline.engine.config.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import Known
 from backline.repository.layouts.scan import check_named, scan_listing
@@ -68,7 +67,7 @@ class RemoteRepository:
         self._given_name = name
         self._nested = nested
         self._cache = cache
-        self._formats = tuple(formats)
+        self._formats = formats
         self._configs = configs or ConfigFiles()
         self._downloads = Downloads(files, cache)
         self._transfers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")

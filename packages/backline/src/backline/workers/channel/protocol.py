@@ -108,7 +108,7 @@ class Spec(msgspec.Struct, array_like=True):
 class WorkerLoad(msgspec.Struct, array_like=True):
     """LOAD: the model that a worker loads.
 
-    `adapter` names the kind of model, "python" or "torchserve", or a module whose function `load` creates the
+    `adapter` names the kind of model, "python", or a module whose function `load` creates the
     model from `job`, which the server has encoded for this function. `path` is the model's file, and `folder`
     is the model's folder, which contains its versions. `instance` is the name of the worker's instance, and
     `device_kind` and `device_index` say where it computes. `inputs`, `outputs` and `max_batch_size` come from

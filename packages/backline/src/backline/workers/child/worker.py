@@ -276,8 +276,6 @@ def _adapter(name: str) -> Adapter:
     match name:
         case "python":
             from backline.workers.child.python_model import load
-        case "torchserve":
-            from backline.plugins.runtimes.torchserve.model import load
         case _ if "." in name:
             # `workers` must not import the rooms that use it (see ARCHITECTURE.md). So a room that has its
             # own kind of model passes the name of the module that creates the model.

@@ -16,8 +16,8 @@ from backline.dialects.open_inference.grpc.messages import ModelPlan
 from backline.dialects.open_inference.grpc.wire_format import length_prefix
 from backline.dialects.open_inference.planning import FINAL
 from backline.engine.engine import Engine
-from backline.engine.ticket import Ticket
 from backline.engine.route import keep_route
+from backline.engine.ticket import Ticket
 from backline.wire.application import RpcError, StreamCall
 from backline_client.protos import message
 from backline_client.values.errors import BacklineError

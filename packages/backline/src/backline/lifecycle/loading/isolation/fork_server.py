@@ -249,7 +249,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 
 def import_runtimes(imports: Iterable[str]) -> None:
-    """Imports the modules, and calls the functions, that `BackendEntry.imports` names.
+    """Imports the modules, and calls the functions, that `BackendPlugin.imports` names.
 
     Errors are ignored: each trial imports the runtime again, and reports a missing or broken one.
     """

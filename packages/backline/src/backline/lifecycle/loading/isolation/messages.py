@@ -32,7 +32,7 @@ class TrialJob:
     """The job of a trial process: to load and test the file or folder `path` as the server would.
 
     `recorded` is the file of recorded requests, which need not exist. The fork server imports `imports` once
-    for all trials; see `BackendEntry.imports`.
+    for all trials; see `BackendPlugin.imports`.
     """
 
     path: Path

@@ -17,11 +17,11 @@ from backline.access.scope import EVERYBODY, Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EVENT_STREAM, event
-from backline.plugins.dialects.plain.media import EVENTS
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.engine.tracing import TraceControl
+from backline.plugins.dialects.plain.media import EVENTS
 from backline.wire.application import Fields, HttpRequest, ResponseStream
 from backline.wire.peers import address_of
 from backline_client.values.control import LogLine

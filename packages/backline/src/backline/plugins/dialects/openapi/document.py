@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from backline.access.scope import EVERYBODY, Scope
+from backline.engine.model import Model
 from backline.plugins.dialects.openapi.operations import EVENTS, JSON, NAME, OPERATIONS, Operation
 from backline.plugins.dialects.openapi.schemas import (
     ERROR,
@@ -17,7 +18,6 @@ from backline.plugins.dialects.openapi.schemas import (
     plain_request,
     plain_response,
 )
-from backline.engine.model import Model
 from backline_client.version import __version__
 
 VERSION = "3.1.0"

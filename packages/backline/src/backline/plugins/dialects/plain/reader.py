@@ -16,9 +16,6 @@ from backline.dialects.input_plan import check_bytes_elements, check_tensors
 from backline.dialects.json_data import without_words
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest, is_long
-from backline.plugins.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
-from backline.plugins.dialects.plain.multipart import FormPart, media_type, read_multipart
-from backline.plugins.dialects.plain.values import bytes_tensor, tensor_of
 from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.engine.parameters import (
@@ -28,6 +25,9 @@ from backline.engine.parameters import (
     RequestParameters,
     read_parameters,
 )
+from backline.plugins.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
+from backline.plugins.dialects.plain.multipart import FormPart, media_type, read_multipart
+from backline.plugins.dialects.plain.values import bytes_tensor, tensor_of
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument, PayloadTooLarge, UnsupportedMediaType
 from backline_client.values.messages import InferRequest, InferResponse, Parameter

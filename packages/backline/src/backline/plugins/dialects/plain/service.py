@@ -21,13 +21,13 @@ from backline.dialects.exchange import (
     deadline_of,
 )
 from backline.dialects.off_loop import OffLoop
-from backline.plugins.dialects.plain.media import EVENTS, JSON, TEXT, WRITERS, accepted, choose_output
-from backline.plugins.dialects.plain.reader import PlainPlan, PlainReader, query_parameters
-from backline.plugins.dialects.plain.values import value_of
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.engine.tracing import Trace
+from backline.plugins.dialects.plain.media import EVENTS, JSON, TEXT, WRITERS, accepted, choose_output
+from backline.plugins.dialects.plain.reader import PlainPlan, PlainReader, query_parameters
+from backline.plugins.dialects.plain.values import value_of
 from backline.wire.application import HttpRequest
 from backline_client.values.errors import NotAcceptable
 from backline_client.values.messages import InferRequest, InferResponse

@@ -18,12 +18,12 @@ from backline.dialects.answers import error_body, hidden_error, respond_error
 from backline.dialects.documents import read_query
 from backline.dialects.event_stream import encoded
 from backline.dialects.off_loop import LARGE, OffLoop, turn_of
-from backline.plugins.dialects.plain.media import BINARY, OUTPUT, Form, choose_output, write_binary
-from backline.plugins.dialects.plain.reader import PARAMETERS, PlainPlan, PlainReader, plain_parameters
-from backline.plugins.dialects.plain.service import plain_document, shaped
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.parameters import read_parameters
+from backline.plugins.dialects.plain.media import BINARY, OUTPUT, Form, choose_output, write_binary
+from backline.plugins.dialects.plain.reader import PARAMETERS, PlainPlan, PlainReader, plain_parameters
+from backline.plugins.dialects.plain.service import plain_document, shaped
 from backline.wire.application import HttpRequest, WebSocket
 from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError, InvalidArgument, Unavailable

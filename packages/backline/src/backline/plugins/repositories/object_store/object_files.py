@@ -11,9 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backline.plugins.repositories.object_store.object_location import (
+    CREDENTIALS,
+    ObjectLocation,
+    parse_location,
+)
 from backline.repository.listing import FileEntry
 from backline.repository.remote.files import MD5, Opened, Unreachable
-from backline.plugins.repositories.object_store.object_location import CREDENTIALS, ObjectLocation, parse_location
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 
 if TYPE_CHECKING:

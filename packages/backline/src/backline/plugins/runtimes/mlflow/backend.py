@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from msgspec.structs import replace
 
 from backline.backends.backend import DEFAULT_OPTIONS, Backend, LoadedModel, LoadOptions, gpus_of
+from backline.backends.registry import find_backend
 from backline.backends.runtime import read_start
 from backline.backends.yaml_document import read_yaml
 from backline.engine.config.model_config import ModelConfig
@@ -53,9 +54,10 @@ class MlFlow:
         return backend.load(file, config, options)  # type: ignore[return-value]
 
 
-def flavour_backend(path: Path) -> str:
-    """Returns the name of the backend that serves an MLflow folder. Raises InvalidArgument if none can."""
-    return _served(path)[0].name
+def extras(path: Path) -> set[str]:
+    """Returns the extra of the backend that serves an MLflow folder. Raises InvalidArgument if none can."""
+    entry = find_backend(_served(path)[0].name)
+    return {entry.extra} if entry is not None else set()
 
 
 def _served(path: Path) -> tuple[Backend, Path]:
@@ -114,6 +116,7 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
 
 
 def _backend(name: str) -> Backend:
-    from backline.backends.registry import BACKENDS  # imported late, as the registry lists this backend
 
-    return next(entry for entry in BACKENDS if entry.name == name).backend()
+    entry = find_backend(name)
+    assert entry is not None, "_FLAVOURS names built-in backends"
+    return entry.backend()

@@ -9,9 +9,9 @@ from typing import TypeVar
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from backline.plugins.runtimes.onnx.providers import PARAMETER as PROVIDERS
 from backline.backends.parameters import unknown_parameter
 from backline.engine.config.model_config import ModelConfig
+from backline.plugins.runtimes.onnx.providers import PARAMETER as PROVIDERS
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.spelling import nearest
 

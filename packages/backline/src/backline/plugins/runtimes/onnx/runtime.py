@@ -16,17 +16,6 @@ from msgspec.structs import replace
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions, Run
-from backline.plugins.runtimes.onnx.external_data import ModelFile, check_model, check_structure, read_external_data
-from backline.plugins.runtimes.onnx.options import SessionSettings, read_settings, spread_settings
-from backline.plugins.runtimes.onnx.providers import CPU as CPU_PROVIDER
-from backline.plugins.runtimes.onnx.providers import (
-    Provider,
-    idle_accelerators,
-    installed_providers,
-    read_providers,
-    usable_gpus,
-    why_on_no_gpu,
-)
 from backline.backends.runtime import (
     decode,
     encode,
@@ -38,6 +27,22 @@ from backline.backends.runtime import (
 )
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import CPU, Gpus
+from backline.plugins.runtimes.onnx.external_data import (
+    ModelFile,
+    check_model,
+    check_structure,
+    read_external_data,
+)
+from backline.plugins.runtimes.onnx.options import SessionSettings, read_settings, spread_settings
+from backline.plugins.runtimes.onnx.providers import CPU as CPU_PROVIDER
+from backline.plugins.runtimes.onnx.providers import (
+    Provider,
+    idle_accelerators,
+    installed_providers,
+    read_providers,
+    usable_gpus,
+    why_on_no_gpu,
+)
 from backline.system.file_watch import file_state
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError, Internal, InvalidArgument
@@ -89,7 +94,7 @@ class OnnxRuntime:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OnnxModel:
         """Loads a file and its external data.
 
-        A run uses one thread unless parameters say otherwise (see onnx_options.py). Raises Internal if ONNX
+        A run uses one thread unless parameters say otherwise (see options.py). Raises Internal if ONNX
         Runtime is not installed. Raises InvalidArgument for an invalid parameter, and for a file that is not
         a model, has tensors of unsupported types, or contradicts the configuration.
         """

@@ -13,9 +13,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from backline.plugins.runtimes.pytorch.files import check_graphs, check_source, compiled_for, has_loop
 from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, loading, unservable
 from backline.engine.device import Device, Gpus
+from backline.plugins.runtimes.pytorch.files import check_graphs, check_source, compiled_for, has_loop
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.signature import TensorSpec

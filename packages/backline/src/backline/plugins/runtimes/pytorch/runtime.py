@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 from msgspec import structs
 
-from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.plugins.runtimes.pytorch.files import PytorchKind, compiled_for, identify
-from backline.plugins.runtimes.pytorch.programs import Argument, Program, device_name, moving, usable_gpus
 from backline.backends.runtime import decode, encode, failed_run, import_runtime, one_line, require_trust
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import CPU, Gpus
+from backline.plugins.runtimes.pytorch import programs
+from backline.plugins.runtimes.pytorch.files import PytorchKind, compiled_for, identify
+from backline.plugins.runtimes.pytorch.programs import Argument, Program, device_name, moving, usable_gpus
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError, Internal, InvalidArgument
 from backline_client.values.signature import Signature, TensorSpec
@@ -63,11 +63,11 @@ class Pytorch:
         torch.set_num_threads(parameters.threads("INTRA_OP_THREAD_COUNT", 1))
         place = device_name(options.device)
         if kind is PytorchKind.TORCH_SCRIPT:
-            program = pytorch_programs.load_script(torch, path, place)
+            program = programs.load_script(torch, path, place)
         elif kind is PytorchKind.EXPORTED:
-            program = pytorch_programs.load_exported(torch, path, place)
+            program = programs.load_exported(torch, path, place)
         elif options.trust_pickle:
-            program = pytorch_programs.load_compiled(torch, path, place)
+            program = programs.load_compiled(torch, path, place)
         else:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
@@ -119,7 +119,7 @@ class PytorchModel:
         try:
             with self._torch.inference_mode():
                 answer = self._call(*values)
-                flat = list(pytorch_programs.flatten(answer))
+                flat = list(programs.flatten(answer))
                 return [self._array(name, answer, flat) for name in outputs]
         except BacklineError:
             raise

@@ -23,9 +23,9 @@ from backline.backends.runtime import (
     loading,
     one_line,
 )
-from backline.plugins.runtimes.tensorflow.operations import check_operations
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import CPU, Device, Gpus
+from backline.plugins.runtimes.tensorflow.operations import check_operations
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError, Internal, InvalidArgument
 from backline_client.values.signature import Signature, TensorSpec

@@ -63,8 +63,9 @@ class TorchServe:
             packed = None if path.is_dir() else archive.root
         return HostedModel(
             path,
-            "torchserve",
+            "backline.plugins.runtimes.torchserve.model",
             packed=packed,
+            unpack_limits=ARCHIVE_LIMITS,
             parameters={SETTINGS: json.dumps(settings)},
             groups=_groups(settings),
             on_top=self.on_top,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from backline import compat
+from backline.plugins.runtimes.torchserve import compat
 from backline.plugins.runtimes.torchserve.compat.ts import __version__ as compatible_version
 from backline.plugins.runtimes.torchserve.compat.ts.context import Context, RequestProcessor
 from backline.plugins.runtimes.torchserve.compat.ts.metrics.metrics_store import MetricsStore

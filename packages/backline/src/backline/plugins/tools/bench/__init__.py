@@ -9,6 +9,10 @@ from typing import TypeVar
 
 import click
 
+from backline.cli.command import run
+from backline.cli.connection import connection_options, nearest_model
+from backline.cli.inputs import input_option, request_inputs, shape_option
+from backline.cli.numbers import Number, Numbers
 from backline.plugins.tools.bench.load_generator import (
     Arrivals,
     BenchStep,
@@ -25,10 +29,6 @@ from backline.plugins.tools.bench.report import (
     write_json,
     write_png,
 )
-from backline.cli.command import run
-from backline.cli.connection import connection_options, nearest_model
-from backline.cli.inputs import input_option, request_inputs, shape_option
-from backline.cli.numbers import Number, Numbers
 from backline_client.client.aio import AsyncClient
 from backline_client.client.options import ClientOptions
 from backline_client.client.transport import InferCall, Transport

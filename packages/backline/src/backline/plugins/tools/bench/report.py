@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 import backline
-from backline.plugins.tools.bench.load_generator import BenchStep
 from backline.cli.table import print_table
+from backline.plugins.tools.bench.load_generator import BenchStep
 from backline_client.values.errors import InvalidArgument
 
 _UNITS = "Latencies are in ms, measured by the client; queue and compute are means in ms from the server."

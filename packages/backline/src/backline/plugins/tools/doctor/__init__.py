@@ -17,6 +17,9 @@ import click
 from backline.backends.registry import FORMATS
 from backline.cli.command import run
 from backline.cli.connection import client_options
+from backline.cli.serve import command as serve_command
+from backline.cli.serve.option import unknown_variables
+from backline.cli.serve.options import server_options
 from backline.plugins.tools.doctor.addresses import ADDRESSES, read_exposure
 from backline.plugins.tools.doctor.files import FILES, read_files
 from backline.plugins.tools.doctor.finding import Diagnosis, Repair, Severity, diagnose
@@ -24,9 +27,6 @@ from backline.plugins.tools.doctor.machine import MACHINE, read_machine
 from backline.plugins.tools.doctor.repository import REPOSITORY, read_repositories
 from backline.plugins.tools.doctor.running import checks_of, read_running
 from backline.plugins.tools.doctor.software import SOFTWARE, read_software
-from backline.cli.serve import command as serve_command
-from backline.cli.serve.option import unknown_variables
-from backline.cli.serve.options import server_options
 from backline.repository.remote.unpack import ARCHIVES
 from backline.server import ServerOptions
 from backline_client.client.options import ClientOptions

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backline.access.auth_file import AuthDocument, CertificateEntry, KeyEntry, make_policy, read_auth_file
-from backline.plugins.tools.doctor.finding import Finding, Repair, error, note, ok, warning
 from backline.engine.numbers import format_bytes
 from backline.environments.store import Environments, default_folder, unused
 from backline.lifecycle.records import default_state_folder
+from backline.plugins.tools.doctor.finding import Finding, Repair, error, note, ok, warning
 from backline.repository.remote.cache import PARTIAL_SECONDS
 from backline.server import ServerOptions
 from backline.wire.tls import TlsFileError, TlsFiles

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from backline.plugins.tools.doctor.finding import Finding, error, note, ok, warning
 from backline.engine.numbers import format_bytes
+from backline.plugins.tools.doctor.finding import Finding, error, note, ok, warning
 
 #: The number of file descriptors that `backline serve` reserves for models, worker processes and the log.
 RESERVED_FILES = 256

@@ -13,12 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from backline.backends.registry import FORMATS, PLATFORMS, choose
-from backline.plugins.tools.doctor.finding import Finding, error, note, ok, warning
 from backline.cli.model_folder import check_ensembles, check_model
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.numbers import format_bytes
 from backline.environments.requirements import find_requirements
 from backline.environments.uv import Uv
+from backline.plugins.tools.doctor.finding import Finding, error, note, ok, warning
 from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.location import open_repository

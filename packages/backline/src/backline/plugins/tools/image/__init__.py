@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import click
 
 import backline
-from backline.backends.registry import BACKENDS, FORMATS, BackendEntry, choose
+from backline.backends.registry import FORMATS, choose
 from backline.cli.command import CommandGroup, run
 from backline.engine.numbers import format_bytes
 from backline.environments.requirements import find_requirements
@@ -258,7 +258,7 @@ def recipe_of(location: str, models: Iterable[FoundModel], root: Path | None) ->
                 continue
             path = (root or Path()) / version.path
             entry = choose(model.config, path)
-            extras |= _extras(entry, path)
+            extras |= entry.extras(path)
             if root is not None and entry.hosted and _needs_environment(model, path, root):
                 files |= {
                     name
@@ -266,17 +266,6 @@ def recipe_of(location: str, models: Iterable[FoundModel], root: Path | None) ->
                     if file.size <= _MAX_SIZE and _describes(name)
                 }
     return Recipe(tuple(sorted(extras)), tuple(sorted(files)))
-
-
-def _extras(entry: BackendEntry, path: Path) -> set[str]:
-    return {entry.extra, _flavour(path) if entry.name == "mlflow" and path.exists() else ""} - {""}
-
-
-def _flavour(path: Path) -> str:
-    from backline.plugins.runtimes.mlflow.backend import flavour_backend  # imported here, because few repositories need it
-
-    backend = flavour_backend(path)
-    return next(entry.extra for entry in BACKENDS if entry.name == backend)
 
 
 def _needs_environment(model: FoundModel, path: Path, root: Path) -> bool:

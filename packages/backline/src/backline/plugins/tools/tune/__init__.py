@@ -12,19 +12,19 @@ from typing import Any
 
 import click
 
-from backline.plugins.tools.bench.report import require_matplotlib
 from backline.cli.command import run
 from backline.cli.inputs import input_option, shape_option
 from backline.cli.model_folder import open_model
 from backline.cli.numbers import DurationType, Number
 from backline.cli.run import find_model
+from backline.lifecycle.options import LifecycleOptions
+from backline.lifecycle.records import default_state_folder
+from backline.observe.recording import recorded_file
+from backline.plugins.tools.bench.report import require_matplotlib
 from backline.plugins.tools.tune.report import comment, document, print_outcome, write_json, write_plot
 from backline.plugins.tools.tune.search import Goal, Outcome, Search
 from backline.plugins.tools.tune.settings import Tunable, configured
 from backline.plugins.tools.tune.trials import Trials
-from backline.lifecycle.options import LifecycleOptions
-from backline.lifecycle.records import default_state_folder
-from backline.observe.recording import recorded_file
 from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.files import CONFIG_PBTXT, MODEL_TOML

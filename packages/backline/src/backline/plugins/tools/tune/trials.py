@@ -13,8 +13,13 @@ from typing import Any, Self
 import numpy as np
 from msgspec import structs
 
-from backline.plugins.tools.bench.load_generator import closed_loop
 from backline.cli.inputs import request_inputs
+from backline.embedded.embedded import Embedded
+from backline.embedded.transport import InprocTransport
+from backline.engine.model import Model
+from backline.lifecycle.options import LifecycleOptions
+from backline.observe.prediction_log import read_log
+from backline.plugins.tools.bench.load_generator import closed_loop
 from backline.plugins.tools.tune.search import LoadMeasurement
 from backline.plugins.tools.tune.settings import (
     RUNTIME_OPTIONS,
@@ -24,11 +29,6 @@ from backline.plugins.tools.tune.settings import (
     bucket_choices,
     configured,
 )
-from backline.embedded.embedded import Embedded
-from backline.embedded.transport import InprocTransport
-from backline.engine.model import Model
-from backline.lifecycle.options import LifecycleOptions
-from backline.observe.prediction_log import read_log
 from backline_client.client.aio import AsyncClient
 from backline_client.client.options import ClientOptions
 from backline_client.client.transport import InferCall, Transport

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from backline.plugins.runtimes.torchserve.compat.ts.handler_utils.timer import timed
-from backline.plugins.runtimes.torchserve.compat.ts.utils.util import list_classes_from_module, load_label_mapping
+from backline.plugins.runtimes.torchserve.compat.ts.utils.util import (
+    list_classes_from_module,
+    load_label_mapping,
+)
 
 
 class BaseHandler(abc.ABC):  # no method is abstract: handlers override what they need
