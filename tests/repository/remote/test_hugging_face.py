@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import backline
+from backline.backends.registry import FORMATS
 from backline.lifecycle.wanted import Sources
 from backline.repository.location import open_repository
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable

@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
 
-from backline.engine.config.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single

@@ -9,11 +9,12 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from backline.engine.config.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import Known
 from backline.repository.layouts.scan import check_named, scan_listing
