@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backline.engine.config.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository
