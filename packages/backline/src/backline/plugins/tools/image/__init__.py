@@ -148,7 +148,7 @@ def write_context(
     for wheel in () if wheels is None else sorted(wheels.glob("*.whl")):
         shutil.copy(wheel, folder / "wheels")
     if not any((folder / "wheels").glob("backline-*.whl")):
-        _add_own_wheel(folder / "wheels")
+        _add_own_wheels(folder / "wheels")
     if root is None:
         return
     base = root if root.is_dir() else root.parent
@@ -163,10 +163,11 @@ def write_context(
         shutil.copy(root, folder / "models")
 
 
-def _add_own_wheel(folder: Path) -> None:
-    """Builds the wheel of a server that runs from a clone of the repository, whose state no index has."""
-    clone = Path(backline.__file__).parents[2]
-    if not (clone / "pyproject.toml").is_file():
+def _add_own_wheels(folder: Path) -> None:
+    """Builds the wheels of a server that runs from a clone of the repository, whose state no index has."""
+    server = Path(backline.__file__).parents[2]
+    client = server.with_name("backline-client")
+    if not (server / "pyproject.toml").is_file():
         return
     command = [
         sys.executable,
@@ -177,12 +178,13 @@ def _add_own_wheel(folder: Path) -> None:
         "--no-deps",
         "--wheel-dir",
         str(folder),
-        str(clone),
+        str(client),
+        str(server),
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BacklineError(
-            f"the wheel of Backline could not be built from the clone '{clone}':"
+            f"the wheels of Backline could not be built from the clone '{server.parents[1]}':"
             f" {done.stderr.strip() or done.stdout.strip()}. Build it elsewhere, and name its folder with"
             " --wheels"
         )
