@@ -171,7 +171,7 @@ def test_the_client_installs_alone_and_calls_over_http_and_grpc(packages: Packag
     ask = (
         "import sys, numpy as np; from backline_client import connect\n"
         "for url in sys.argv[1:]:\n"
-        "    with connect(url) as client: print(client['add1'](np.zeros((1, 4), 'float32'))['OUTPUT0'])\n"
+        "    with connect(url) as client: print(client['add1'](np.zeros((1, 16), 'float32'))['OUTPUT0'].max())\n"
         "assert not [name for name in sys.modules if name.partition('.')[0] == 'backline']\n"
         "try: connect('inproc:///models')['add1'].metadata()\n"
         "except Exception as error: print(error)"
@@ -180,7 +180,7 @@ def test_the_client_installs_alone_and_calls_over_http_and_grpc(packages: Packag
     with serve(tmp_path / "models", tmp_path / "log") as server:
         shown = _run(tmp_path / "env/bin/python", "-c", ask, server.url, server.grpc_url, folder=tmp_path)
 
-    assert shown.count("[[1. 1. 1. 1.]]") == 2
+    assert shown.splitlines()[:2] == ["1.0", "1.0"]
     assert "need the server's package: pip install backline" in shown
 
 
