@@ -103,7 +103,7 @@ lint: $(STAMP)-test  ## check format, lint, types and layers
 
 lock: $(STAMP)-test  ## resolve the dependencies of all extras again and write requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --universal --generate-hashes --no-header \
-	  --python-version 3.11 --output-file requirements.lock pyproject.toml
+	  --no-emit-package backline-client --python-version 3.11 --output-file requirements.lock packages/*/pyproject.toml
 
 # Audits what users install: all extras, but no development tools. --strict also fails if advisories cannot be fetched.
 audit: $(STAMP)-test  ## look for known vulnerabilities in requirements.lock (needs the advisories of PyPI)

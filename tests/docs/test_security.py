@@ -52,7 +52,7 @@ def test_every_class_names_tests_that_exist(tests: set[str], name: str, named: s
 
 
 def test_no_module_imports_a_deserialiser_that_runs_code() -> None:
-    files = list((ROOT / "src").rglob("*.py"))
+    files = list((ROOT / "packages").glob("*/src/**/*.py"))
     assert len(files) > 300
     # It writes an object of the program that calls it, and reads nothing.
     files.remove(ROOT / "packages/backline/src/backline/background.py")

@@ -14,8 +14,8 @@ from time import perf_counter, thread_time
 import pytest
 import uvloop
 
-from backline.system import busy_poll
 from backline.system.polled_socket import PolledSocket
+from backline_client.system import busy_poll
 from backline_client.system.busy_poll import BusyPoll, has_idle_core
 from backline_client.system.busy_poll_policy import BusyPollPolicy
 

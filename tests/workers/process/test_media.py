@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -235,7 +236,7 @@ def test_meaningless_hints_fail_the_load(tmp_path: Path) -> None:
         tmp_path / "models",
         tmp_path / "log",
         ready=False,
-        environment={"PYTHONPATH": f"{tmp_path / 'path'}:{Path(backline.__file__).parents[1]}"},
+        environment={"PYTHONPATH": os.pathsep.join((str(tmp_path / "path"), *sys.path))},
     ) as server:
         server.wait_started()
         with backline.connect(server.url) as client:

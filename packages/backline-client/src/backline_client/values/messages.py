@@ -75,7 +75,7 @@ class InferRequest(Struct, frozen=True, eq=False):
     a time in seconds of time.monotonic(); a request that has not started by then expires. `timeout` is the
     number of seconds for which the request may wait in a queue, if the model's queue policy lets callers set
     it. `arrived_ns` is a time of time.monotonic_ns(). `via` has the ids of the remote models on other servers
-    that have sent the request here; see `fleet/route.py`.
+    that have sent the request here; see `engine/route.py`.
 
     This is a msgspec struct because an instance is created for every request, and creating an instance of a
     frozen dataclass takes several times as long.
