@@ -171,7 +171,8 @@ def test_the_client_installs_alone_and_calls_over_http_and_grpc(packages: Packag
     ask = (
         "import sys, numpy as np; from backline_client import connect\n"
         "for url in sys.argv[1:]:\n"
-        "    with connect(url) as client: print(client['add1'](np.zeros((1, 16), 'float32'))['OUTPUT0'].max())\n"
+        "    with connect(url) as client:\n"
+        "        print(client['add1'](np.zeros((1, 16), 'float32'))['OUTPUT0'].max())\n"
         "assert not [name for name in sys.modules if name.partition('.')[0] == 'backline']\n"
         "try: connect('inproc:///models')['add1'].metadata()\n"
         "except Exception as error: print(error)"
