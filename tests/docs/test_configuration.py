@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 import backline
-from backline.backends import onnx_options
 from backline.cli import serve
 from backline.cli.serve import triton_options
 from backline.embedded import transport
 from backline.engine.config.model_config import ModelConfig
+from backline.plugins.runtimes.onnx import options as onnx_options
 from backline.repository import configuration
 from backline.repository.configuration import effects, native
 from backline.repository.listing import FileEntry, Listing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from msgspec import Struct, field
@@ -12,9 +12,11 @@ from msgspec import Struct, field
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import CPU, Device, Gpus, Places
-from backline.system.archive_limits import UnpackLimits
 from backline_client.values.messages import Parameter
 from backline_client.values.signature import Signature
+
+if TYPE_CHECKING:
+    from backline.system.archive_limits import UnpackLimits
 
 #: The type of LoadedModel.run.
 Run: TypeAlias = Callable[[Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]]
@@ -143,8 +145,8 @@ class HostedModel(Struct, frozen=True):
     #: For an archive, the folder in it to unpack ("" for all). The path of the unpacked folder then replaces
     #: `path`.
     packed: str | None = None
-    #: The limits for unpacking the archive.
-    unpack_limits: UnpackLimits = UnpackLimits()
+    #: The limits for unpacking the archive; None for those of UnpackLimits.
+    unpack_limits: UnpackLimits | None = None
     #: Parameters for the adapter, in addition to the parameters in the configuration.
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.

@@ -114,9 +114,11 @@ class WorkerStarter:
             return self._start_runtime(hosted, placed), self._config
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked
+            from backline.system.archive_limits import UnpackLimits
 
             place = self._environments.folder.parent / "unpacked"
-            hosted = replace(hosted, path=unpacked(hosted.path, place, hosted.packed, hosted.unpack_limits))
+            limits = hosted.unpack_limits or UnpackLimits()
+            hosted = replace(hosted, path=unpacked(hosted.path, place, hosted.packed, limits))
         if given := self._config.parameters.get(PARAMETER):
             packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
             variables = {**packed.variables, **hosted.environment}
