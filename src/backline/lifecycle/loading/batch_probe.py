@@ -288,8 +288,8 @@ class _Prober:
                 )
 
     def _changes(self, output: int, item: _Item) -> bool:
-        """Returns whether an output of an item differs when the item is run again. Beside large inputs, random
-        outputs may be equal once by chance.
+        """Returns whether an output of an item differs when the item is run again. Beside large inputs,
+        random outputs may be equal once by chance.
         """
         alone = item.alone[output]
         runs = (self._run(item.inputs)[output] for _ in range(_RUNS_AGAIN))
