@@ -20,6 +20,7 @@ from backline.engine.values.tensor import Tensor
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.queueing import settings_of
+from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.view.join import JoinRequests
 from support import models
 
@@ -91,7 +92,9 @@ def test_requests_of_other_lengths_are_passed_over_unless_the_order_is_another_o
         "m", max_batch_size=8, joining=Joining(padding={"x": Padding(axes=(1,))}), **settings
     )  # type: ignore[arg-type]
 
-    assert (settings_of(config, load(doubler(tmp_path), config)).batch.reach > 0) is passed_over
+    assert (
+        settings_of(config, load(doubler(tmp_path), config), LifecycleOptions()).batch.reach > 0
+    ) is passed_over
 
 
 def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: Path) -> None:
