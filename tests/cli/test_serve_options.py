@@ -223,6 +223,7 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
         "state_store",
         "unknown_sequence_advice",
         "fair_queues",
+        "default_queue",
         "frame_ancestors",
         "onnx_as_triton",
         "failed_loads_end_readiness",

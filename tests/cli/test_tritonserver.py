@@ -36,6 +36,7 @@ def test_the_defaults_are_tritons() -> None:
     assert (given.http_port, given.grpc_port, given.metrics_port) == (8000, 8001, 8002)
     assert (given.exit_on_error, given.not_ready_status) == (True, 400)
     assert (given.lifecycle.mode, given.lifecycle.strict_readiness) == ("none", True)
+    assert given.lifecycle.default_queue == "any"
     assert (given.allow_client_shm, given.insecure_open) == (True, True)
     log = read_arguments([REPOSITORY])[0].log
     assert (log.info, log.style, log.format) == (True, "triton", "default")

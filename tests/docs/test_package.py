@@ -185,6 +185,42 @@ def test_the_client_installs_alone_and_calls_over_http_and_grpc(packages: Packag
     assert "need the server's package: pip install backline" in shown
 
 
+RECORD_AND_DECODE = """
+import io, sys, av, numpy as np
+from backline.model import Audio
+
+sound = (np.sin(2 * np.pi * 440 * np.arange(44100) / 44100) / 2).astype(np.float32)
+file = io.BytesIO()
+with av.open(file, "w", format="ipod") as container:
+    track = container.add_stream("aac", rate=44100, layout="mono")
+    frame = av.AudioFrame.from_ndarray(sound[np.newaxis], format="fltp", layout="mono")
+    frame.sample_rate = 44100
+    container.mux([*track.encode(frame), *track.encode(None)])
+decoded = Audio[16000].decode(file.getvalue())
+print(round(np.abs(np.fft.rfft(decoded)).argmax() * 16000 / len(decoded), -1))
+"""
+
+
+def test_a_recording_of_a_phone_needs_no_more_than_the_extra_aac(packages: Packages, tmp_path: Path) -> None:
+    uv = tool("uv")
+    _run(uv, "venv", "--quiet", "--python", sys.executable, "env", folder=tmp_path)
+    _run(
+        uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        "env",
+        packages.client,
+        f"{packages.wheel}[aac]",
+        folder=tmp_path,
+    )
+
+    pitch = _run(tmp_path / "env" / "bin" / "python", "-c", RECORD_AND_DECODE, folder=tmp_path)
+
+    assert float(pitch) == 440
+
+
 def test_a_release_builds_checks_and_publishes_these_packages() -> None:
     workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
     steps = [line.strip().removeprefix("- run: ") for line in workflow.splitlines() if "run:" in line]
@@ -194,6 +230,30 @@ def test_a_release_builds_checks_and_publishes_these_packages() -> None:
     ]
     assert any(step.startswith("pip install") and "dist/*.whl" in step for step in steps)
     assert "pypa/gh-action-pypi-publish@" in workflow
+
+
+def test_the_scripts_of_a_release_can_be_parsed() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    scripts = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+
+    assert len(scripts) >= 10
+    for script in scripts:
+        plain = re.sub(r"\$\{\{.*?\}\}", "value", script)
+        parsed = subprocess.run(["bash", "-n"], check=False, input=plain, capture_output=True, text=True)
+        assert parsed.returncode == 0, parsed.stderr
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    (script,) = (step["run"] for step in jobs["publish"]["steps"] if "notes.md" in step.get("run", ""))
+    log = "## [Unreleased]\n\nnothing\n\n## [1.2.3] - 2027-01-01\n\n- news\n\n## [1.2.2]\n\n- old\n"
+    (tmp_path / "CHANGELOG.md").write_text(log)
+    environment = {**os.environ, "GITHUB_REF_NAME": "v1.2.3"}
+
+    made = "\n".join(line for line in script.splitlines() if not line.startswith("gh "))
+    subprocess.run(["bash", "-ec", made], check=True, cwd=tmp_path, env=environment)
+
+    assert (tmp_path / "notes.md").read_text().split() == ["-", "news"]
 
 
 @pytest.mark.parametrize(

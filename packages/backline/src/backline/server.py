@@ -259,6 +259,8 @@ class Server:
         lifecycle = options.lifecycle
         if options.auth is not None or environment_has_keys():
             lifecycle = replace(lifecycle, fair_queues=True)
+        if lifecycle.default_queue == "requests":
+            lifecycle = replace(lifecycle, default_queue="seconds")
         self._embedded = Embedded(
             options.repositories,
             lifecycle,

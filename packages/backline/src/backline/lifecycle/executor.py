@@ -74,9 +74,7 @@ class Executor:
         )
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
-        sleep = self._sleep = Sleep(
-            self.models, self.changes, shared.total, self.advance, fair=options.fair_queues
-        )
+        sleep = self._sleep = Sleep(self.models, self.changes, shared.total, self.advance, options)
         self._residency = Residency(
             options.memory_budget,
             tenants=sleep.tenants,

@@ -24,6 +24,9 @@ ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
 #: from a remote repository or a load request; "never": none. With "workers", only worker processes load files
 #: from remote repositories or load requests.
 IsolateMode: TypeAlias = Literal["always", "new", "remote", "workers", "never"]
+#: How many requests may wait in a queue whose model's configuration sets no limit. "requests": 1024;
+#: "seconds": as many as the model can run in about a second, from 100 to 1024; "any": any number.
+DefaultQueue: TypeAlias = Literal["requests", "seconds", "any"]
 #: The entry in `load_models` that stands for all models in the repositories.
 ALL_MODELS = "*"
 
@@ -110,6 +113,9 @@ class LifecycleOptions(Struct, frozen=True):
     gpu_memory_budget: tuple[str, ...] = ()
     #: Whether the callers of a model are served in turn, rather than in the order in which requests arrive.
     fair_queues: bool = False
+    #: See DefaultQueue. Servers use "seconds" instead of "requests", because their clients would give up
+    #: requests that wait for long.
+    default_queue: DefaultQueue = "requests"
     #: The limit on queued requests over all models; None for no limit.
     max_queued_requests: int | None = None
     #: The limit on threads that compute at the same time, over all models; None for one thread per core, 0

@@ -21,6 +21,7 @@ from backline.lifecycle.loading.loaded import LoadedVersion, LoadedWorkers, Meas
 from backline.lifecycle.loading.queueing import (
     build_queue,
     build_sequence_queue,
+    default_queue_size,
     scheduling_text,
     settings_of,
 )
@@ -225,9 +226,7 @@ class Servable(ShownVersion):
                 warm.tensors,
                 shared.states,
                 shared.total,
-                hold=shared.options.hold_requests,
-                backlog=shared.options.hold_backlog,
-                advice=shared.options.unknown_sequence_advice,
+                options=shared.options,
             )
         else:
             turn, cache = shared.turn, shared.cache
@@ -241,8 +240,7 @@ class Servable(ShownVersion):
                 turn=turn,
                 cache=cache,
                 fingerprint=content,
-                fair=shared.options.fair_queues,
-                hold=shared.options.hold_requests,
+                options=shared.options,
             )
         model.backend = loaded.backend
         model.platform = loaded.platform
@@ -283,6 +281,7 @@ class Servable(ShownVersion):
             decoupled=model.decoupled,
             cached=cached,
             lone_threads=loaded.lone_threads,
+            queue_size=default_queue_size(loaded, self._shared.options),
         )
         self._time_first_responses()
 
@@ -383,8 +382,7 @@ class Servable(ShownVersion):
             task.add_done_callback(self._resizing.discard)
         elif moved or regrouped:
             instances = self._maker.make(loaded)
-        fair = self._shared.options.fair_queues
-        self._queue.update(settings_of(config, loaded, fair=fair), instances=instances)
+        self._queue.update(settings_of(config, loaded, self._shared.options), instances=instances)
         self._tell(loaded)
         if instances is not None:
             self.model.placement = self._maker.placement(loaded, instances)
@@ -405,8 +403,8 @@ class Servable(ShownVersion):
         except BacklineError as error:
             log.error("%s keeps its instances, as the new ones could not be created: %s", label, error)
             return
-        fair = self._shared.options.fair_queues
-        self._queue.update(settings_of(self.model.config, loaded, fair=fair), instances=instances)
+        settings = settings_of(self.model.config, loaded, self._shared.options)
+        self._queue.update(settings, instances=instances)
         self.model.placement = self._maker.placement(loaded, instances)
         log.info("%s now runs %s", label, loaded.reason)
 

@@ -13,6 +13,7 @@ from backline.engine.ticket import Ticket
 from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.queueing import queue_settings
 from backline.lifecycle.memory.room import Tenant
+from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
@@ -41,15 +42,13 @@ class Sleep:
         changes: AwaitedChanges,
         total: QueueTotal,
         advance: Callable[[Iterable[str]], None],
-        *,
-        fair: bool = False,
+        options: LifecycleOptions,
     ) -> None:
-        """With `fair`, the callers whose requests wait for a load take turns."""
         self._models = models
         self._changes = changes
         self._total = total
         self._advance = advance
-        self._fair = fair
+        self._options = options
         #: The reasons why versions that are being unloaded were put to sleep, by the key of the load.
         self._reasons: dict[int, str] = {}
 
@@ -108,7 +107,7 @@ class Sleep:
         queue = OnDemandQueue(
             model,
             lambda: self._wake(served, asleep),
-            queue_settings(model.config, fair=self._fair),
+            queue_settings(model.config, self._options),
             self._total,
         )
         asleep.hold_requests(check_later, queue, queue.wake)

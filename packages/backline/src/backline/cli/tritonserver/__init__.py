@@ -143,12 +143,16 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 
 
 def _as_in_triton(parsed: Parsed) -> Parsed:
-    """Adds the settings for which there is no option: Triton's ONNX defaults, readiness rules and debugging
-    hooks.
+    """Adds the settings for which there is no option: Triton's ONNX defaults, readiness rules, queues and
+    debugging hooks.
 
     The hooks are environment variables. Raises StartFailed if a hook has an invalid value.
     """
-    held: dict[str, Any] = {"onnx_as_triton": True, "failed_loads_end_readiness": True}
+    held: dict[str, Any] = {
+        "onnx_as_triton": True,
+        "failed_loads_end_readiness": True,
+        "default_queue": "any",
+    }
     for name, field in _HOLDS.items():
         text = os.environ.get(name, "0")
         if not text.isdecimal():

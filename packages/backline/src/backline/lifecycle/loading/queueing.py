@@ -23,14 +23,19 @@ from backline.workers.instance import Instance
 if TYPE_CHECKING:
     from backline.engine.config.joining import Joining
     from backline.engine.config.sequence_batching import SequenceBatching
+    from backline.lifecycle.options import LifecycleOptions
     from backline.schedule.cache.cache import ResponseCache
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.lanes import Lane
     from backline.schedule.sequences.state_store import StateStore
     from backline.schedule.sequences.tensors import SequenceTensors
 
-#: The queue size of a version, or of one of its priority levels, if its configuration sets none.
+#: The largest queue of a version, or of one of its priority levels, whose configuration sets no size.
 DEFAULT_QUEUE_SIZE = 1024
+#: Such a queue holds as many requests as the version can run in this many seconds, but at least
+#: SMALLEST_QUEUE, so that a program can send as many requests at once to a slow model.
+QUEUE_SECONDS = 1.0
+SMALLEST_QUEUE = 100
 #: The maximum number of queued requests that are skipped, because their lengths differ too much, to find more
 #: requests for a padded batch.
 REACH = 128
@@ -45,18 +50,17 @@ def build_queue(
     turn: Turn | None = None,
     cache: ResponseCache | None = None,
     fingerprint: str = "",
-    fair: bool = False,
-    hold: int = 0,
+    options: LifecycleOptions,
 ) -> InstancesQueue:
     """Builds the queue of a loaded version: a scheduler, with splitting and a response cache if configured.
 
     If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
-    files. With `fair`, callers take turns. For debugging, nothing runs until `hold` requests are queued.
+    files.
     """
     config = model.config
-    settings = settings_of(config, loaded, fair=fair)
+    settings = settings_of(config, loaded, options)
     loop = asyncio.get_running_loop()
-    scheduler = _scheduler(model, loaded, settings, instances, total, turn, hold)
+    scheduler = _scheduler(model, loaded, settings, instances, total, turn, options.hold_requests)
     queue: InstancesQueue = scheduler
     if config.split_large_batches:
         from backline.schedule.splitting import SplittingQueue
@@ -118,15 +122,9 @@ def build_sequence_queue(
     store: StateStore,
     total: QueueTotal | None = None,
     *,
-    hold: int = 0,
-    backlog: int = 0,
-    advice: str = "",
+    options: LifecycleOptions,
 ) -> SequenceBatcher:
-    """Returns the queue of a version that serves sequences.
-
-    For debugging, nothing runs until `hold` requests are queued and `backlog` more wait for a free place on
-    an instance. `advice` is appended to the error of a request whose sequence is unknown.
-    """
+    """Returns the queue of a version that serves sequences."""
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.lanes import UNTIMED, SequenceLane, SlotLane, SlotPolicy
 
@@ -153,10 +151,10 @@ def build_sequence_queue(
             )
 
     kind: Callable[..., SequenceBatcher] = SequenceBatcher
-    if hold:
+    if options.hold_requests:
         from backline.schedule.holding import HoldingSequenceBatcher
 
-        kind = partial(HoldingSequenceBatcher, hold=hold, backlog=backlog)
+        kind = partial(HoldingSequenceBatcher, hold=options.hold_requests, backlog=options.hold_backlog)
     return kind(
         model.name,
         model.version,
@@ -168,28 +166,55 @@ def build_sequence_queue(
         batched=loaded.max_batch_size > 0,
         idle_seconds=batching.idle_us / 1e6,
         store=store,
-        policy=_limited(config.queue_policy),
+        policy=_limited(config.queue_policy, default_queue_size(loaded, options)),
         loop=loop,
         total=total,
-        advice=advice,
+        advice=options.unknown_sequence_advice,
     )
 
 
-def settings_of(config: ModelConfig, loaded: LoadedVersion, *, fair: bool = False) -> Settings:
+def settings_of(config: ModelConfig, loaded: LoadedVersion, options: LifecycleOptions) -> Settings:
     """Returns the settings of a version's queue, and those by which its batches are formed."""
-    return Settings(_batch_policy(config, loaded), queue_settings(config, fair=fair))
-
-
-def queue_settings(config: ModelConfig, *, fair: bool = False) -> QueueSettings:
-    """Returns the settings of a model's queue: limits and timeouts by priority."""
-    policies = {level: _limited(policy) for level, policy in config.priority_queue_policies.items()}
-    return QueueSettings(
-        _limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies, fair
+    return Settings(
+        _batch_policy(config, loaded), queue_settings(config, options, default_queue_size(loaded, options))
     )
 
 
-def _limited(policy: QueuePolicy) -> QueuePolicy:
-    return policy if policy.max_size is not None else replace(policy, max_size=DEFAULT_QUEUE_SIZE)
+def queue_settings(
+    config: ModelConfig, options: LifecycleOptions, size: int | None = DEFAULT_QUEUE_SIZE
+) -> QueueSettings:
+    """Returns the settings of a model's queue: limits and timeouts by priority. `size` is the number of
+    requests per level that may wait if the configuration sets none; None for any number.
+    """
+    if options.default_queue == "any":
+        size = None
+    policies = {level: _limited(policy, size) for level, policy in config.priority_queue_policies.items()}
+    return QueueSettings(
+        _limited(config.queue_policy, size),
+        config.priority_levels,
+        config.default_priority_level,
+        policies,
+        options.fair_queues,
+    )
+
+
+def default_queue_size(loaded: LoadedVersion, options: LifecycleOptions) -> int | None:
+    """Returns how many requests may queue for a version whose configuration does not say; None for any
+    number. See DefaultQueue.
+    """
+    if options.default_queue == "any":
+        return None
+    times = loaded.measured.times.seconds
+    if options.default_queue == "requests" or not times:
+        return DEFAULT_QUEUE_SIZE
+    largest = max(1, loaded.batch_limit)
+    seconds_per_item = min(seconds / size for size, seconds in times.items() if size <= largest)
+    runs_in_time = QUEUE_SECONDS * loaded.instances / max(seconds_per_item, 1e-9)
+    return min(DEFAULT_QUEUE_SIZE, max(SMALLEST_QUEUE, round(runs_in_time)))
+
+
+def _limited(policy: QueuePolicy, size: int | None) -> QueuePolicy:
+    return policy if policy.max_size is not None else replace(policy, max_size=size)
 
 
 def _batch_policy(config: ModelConfig, loaded: LoadedVersion) -> BatchPolicy:
@@ -212,12 +237,14 @@ def scheduling_text(
     decoupled: bool = False,
     cached: bool = False,
     lone_threads: int = 1,
+    queue_size: int | None = DEFAULT_QUEUE_SIZE,
 ) -> str:
     """Describes a model's scheduling, for example "up to 8 together, waits 500 us for 4 or 8, 3 priorities".
 
     `batch_limit` is the maximum batch size, `seconds` the measured run time by batch size, `waits_us` the
-    queue delay if the configuration sets none, `cached` whether responses are cached, and `lone_threads` the
-    number of threads of a run while no other run is in progress.
+    queue delay if the configuration sets none, `cached` whether responses are cached, `lone_threads` the
+    number of threads of a run while no other run is in progress, and `queue_size` the number of requests that
+    may queue if the configuration does not say.
     """
     seconds = seconds or {}
     parts: list[str] = []
@@ -235,7 +262,7 @@ def scheduling_text(
         parts.append(_objective(config.objective_seconds, batch_limit, seconds))
     if config.priority_levels > 1:
         parts.append(f"{config.priority_levels} priorities")
-    parts += _limits(config.queue_policy)
+    parts += _limits(config.queue_policy, queue_size)
     if config.preserve_ordering:
         parts.append("in order")
     if config.joining is not None:
@@ -284,8 +311,10 @@ def _unlike(joining: Joining) -> Iterator[str]:
         yield "ragged"
 
 
-def _limits(policy: QueuePolicy) -> Iterator[str]:
+def _limits(policy: QueuePolicy, size: int | None) -> Iterator[str]:
     if policy.timeout_us:
         yield f"{'delayed' if policy.delay else 'refused'} after {format_seconds(policy.timeout_us / 1e6)}"
     if policy.max_size is not None:
         yield f"queue of {policy.max_size}"
+    elif size is not None and size < DEFAULT_QUEUE_SIZE:
+        yield f"queue of {size}"

@@ -288,8 +288,10 @@ def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int,
 def _time_batches(runs: TrialRuns, item: Arrays, max_batch: int) -> tuple[dict[int, float], bool]:
     """Returns how many seconds a run takes, by batch size, and whether other work made this uncertain.
 
-    Other work can only slow a run down, so the fastest pass counts. The passes take turns over the sizes, so
-    that a disturbance of some length does not hit all runs of one size.
+    Other work can only slow a run down, so the fastest passes count. The passes take turns over the sizes, so
+    that a disturbance of some length does not hit all runs of one size. If the two fastest times at each size
+    lead to different batch limits, those that lead to the larger limit are returned: a limit that is too
+    large costs less than one that is too small.
     """
     names = [spec.name for spec in runs.signature.outputs]
     passes: dict[int, list[float]] = {}
@@ -309,22 +311,16 @@ def _time_batches(runs: TrialRuns, item: Arrays, max_batch: int) -> tuple[dict[i
             size *= 2
             if size not in passes and (idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET)):
                 break
-        if agreed := _agree(passes):
-            break
-    return {size: times[0] for size, times in passes.items()}, not agreed
-
-
-def _agree(passes: dict[int, list[float]]) -> bool:
-    """Returns whether the two fastest times at each size lead to batch limits within a factor of two."""
-    if min(map(len, passes.values())) < 2:
-        return False
-    limits = [
-        choose_batch_limit(
-            {size: times[place] for size, times in passes.items()}, overhead=_THREAD_HOP, longest=float("inf")
-        )
-        for place in (0, 1)
-    ]
-    return max(limits) <= 2 * min(limits)
+        if min(map(len, passes.values())) < 2:
+            continue
+        fastest, second = ({size: times[place] for size, times in passes.items()} for place in (0, 1))
+        limits = [
+            choose_batch_limit(times, overhead=_THREAD_HOP, longest=float("inf"))
+            for times in (fastest, second)
+        ]
+        if max(limits) <= 2 * min(limits):
+            return fastest if limits[0] >= limits[1] else second, False
+    return {size: times[0] for size, times in passes.items()}, True
 
 
 def _time_grown(model: Tried, trial: Trial, *, batched: bool) -> float:
