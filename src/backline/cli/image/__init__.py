@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -164,9 +167,14 @@ def write_context(
 
 
 def _add_own_wheel(folder: Path) -> None:
-    """Builds the wheel of a server that runs from a clone of the repository, whose state no index has."""
-    clone = Path(backline.__file__).parents[2]
-    if not (clone / "pyproject.toml").is_file():
+    """Adds the wheel of a server that was installed from a clone of the repository or from a wheel, because
+    no index may have it.
+    """
+    origin = _origin()
+    if origin is None or not origin.exists():
+        return
+    if origin.is_file():
+        shutil.copy(origin, folder)
         return
     command = [
         sys.executable,
@@ -177,15 +185,29 @@ def _add_own_wheel(folder: Path) -> None:
         "--no-deps",
         "--wheel-dir",
         str(folder),
-        str(clone),
+        str(origin),
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BacklineError(
-            f"the wheel of Backline could not be built from the clone '{clone}':"
+            f"the wheel of Backline could not be built from the clone '{origin}':"
             f" {done.stderr.strip() or done.stdout.strip()}. Build it elsewhere, and name its folder with"
             " --wheels"
         )
+
+
+def _origin() -> Path | None:
+    """Returns the clone or wheel from which this server was installed; None for a package from an index."""
+    clone = Path(backline.__file__).parents[2]
+    if (clone / "pyproject.toml").is_file():
+        return clone
+    try:
+        # Written by installers (PEP 610); absent if the package came from an index.
+        origin = json.loads(distribution("backline").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return None
+    url = urlsplit(origin.get("url", ""))
+    return Path(unquote(url.path)) if url.scheme == "file" else None
 
 
 def _builder(wanted: str | None) -> str:
