@@ -201,24 +201,31 @@ print(round(np.abs(np.fft.rfft(decoded)).argmax() * 16000 / len(decoded), -1))
 """
 
 
-def test_a_recording_of_a_phone_needs_no_more_than_the_extra_aac(packages: Packages, tmp_path: Path) -> None:
-    uv = tool("uv")
-    _run(uv, "venv", "--quiet", "--python", sys.executable, "env", folder=tmp_path)
-    _run(
-        uv,
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        "env",
-        packages.client,
-        f"{packages.wheel}[aac]",
-        folder=tmp_path,
-    )
+@pytest.fixture(scope="module")
+def with_aac(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment into which the file of the wheel was installed with the extra aac."""
+    folder, uv = tmp_path_factory.mktemp("aac"), tool("uv")
+    _run(uv, "venv", "--quiet", "--python", sys.executable, "env", folder=folder)
+    wheels = (packages.client, f"{packages.wheel}[aac]")
+    _run(uv, "pip", "install", "--quiet", "--python", "env", *wheels, folder=folder)
+    return folder / "env"
 
-    pitch = _run(tmp_path / "env" / "bin" / "python", "-c", RECORD_AND_DECODE, folder=tmp_path)
+
+def test_a_recording_of_a_phone_needs_no_more_than_the_extra_aac(with_aac: Path, tmp_path: Path) -> None:
+    pitch = _run(with_aac / "bin" / "python", "-c", RECORD_AND_DECODE, folder=tmp_path)
 
     assert float(pitch) == 440
+
+
+def test_an_image_gets_the_wheels_from_which_the_server_was_installed(
+    with_aac: Path, packages: Packages, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+
+    _run(with_aac / "bin" / "backline", "image", "build", "models", "--output", "image", folder=tmp_path)
+
+    wheels = {wheel.name: wheel.read_bytes() for wheel in (tmp_path / "image" / "wheels").iterdir()}
+    assert wheels == {wheel.name: wheel.read_bytes() for wheel in (packages.client, packages.wheel)}
 
 
 def test_a_release_builds_checks_and_publishes_these_packages() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -164,10 +167,15 @@ def write_context(
 
 
 def _add_own_wheels(folder: Path) -> None:
-    """Builds the wheels of a server that runs from a clone of the repository, whose state no index has."""
-    server = Path(backline.__file__).parents[2]
-    client = server.with_name("backline-client")
-    if not (server / "pyproject.toml").is_file():
+    """Adds the wheels of a server that was installed from a clone of the repository or from wheels, because no
+    index may have them.
+    """
+    origins = [origin for name in ("backline-client", "backline") if (origin := _origin(name)) is not None]
+    for origin in origins:
+        if origin.is_file():
+            shutil.copy(origin, folder)
+    clones = [str(origin) for origin in origins if origin.is_dir()]
+    if not clones:
         return
     command = [
         sys.executable,
@@ -178,16 +186,29 @@ def _add_own_wheels(folder: Path) -> None:
         "--no-deps",
         "--wheel-dir",
         str(folder),
-        str(client),
-        str(server),
+        *clones,
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BacklineError(
-            f"the wheels of Backline could not be built from the clone '{server.parents[1]}':"
-            f" {done.stderr.strip() or done.stdout.strip()}. Build it elsewhere, and name its folder with"
+            f"the wheels of Backline could not be built from the clone {' and '.join(clones)}:"
+            f" {done.stderr.strip() or done.stdout.strip()}. Build them elsewhere, and name their folder with"
             " --wheels"
         )
+
+
+def _origin(name: str) -> Path | None:
+    """Returns the clone or wheel from which a distribution was installed; None if it came from an index."""
+    clone = Path(backline.__file__).parents[3] / name
+    if (clone / "pyproject.toml").is_file():
+        return clone
+    try:
+        # Written by installers (PEP 610); absent if the package came from an index.
+        origin = json.loads(distribution(name).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return None
+    url = urlsplit(origin.get("url", ""))
+    return Path(unquote(url.path)) if url.scheme == "file" else None
 
 
 def _builder(wanted: str | None) -> str:
