@@ -11,7 +11,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from backline.engine.config.model_config import Ensemble, ModelConfig
-from backline.engine.engine import Engine
+from backline.engine.engine import Engine, ambiguous_text
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model
 from backline.engine.spelling import nearest
@@ -269,6 +269,9 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     if missing:
         near = nearest(missing[0], names, 1)
         hint = f". Did you mean '{near[0]}'?" if near else ""
+        shared = engine.ambiguous.get(missing[0])
+        if shared is not None:
+            hint = f". {ambiguous_text(missing[0], shared)}"
         text = f"ensemble {config.name} contains models that are not available or ambiguous"
         return f"{text}: {', '.join(missing)}{hint}"
     for step in config.ensemble.steps:

@@ -97,6 +97,8 @@ class Lifecycle:
         self._awaiting: asyncio.Task[None] | None = None
         engine.control = self
         engine.namespaces = self._sources.namespaces
+        engine.local_names = self._sources.local_names
+        engine.ambiguous = self._sources.ambiguous
         engine.loads_by_request = options.mode == "explicit"
 
     @property
@@ -185,6 +187,21 @@ class Lifecycle:
                 self._overriding.failed(source)
                 raise
             self._keep_configuration(model, overrides)
+        await self._rename(model, who)
+
+    async def _rename(self, model: str, who: str) -> None:
+        """Makes ensembles call the `model` that was loaded if their steps mean it. A model that was loaded
+        when no other repository had its name is replaced by its load under the name that says its repository,
+        so that its plain name, which now means two models, is refused.
+        """
+        callers = self._holdings.aim_callers(model)
+        self._executor.advance(callers)
+        await self._models.settle(callers)
+        for plain, name in self._holdings.renamed().items():
+            if name == model:
+                await self.unload(plain, who=who)
+            elif plain in self._sources.ambiguous and model in self._sources.ambiguous[plain]:
+                await self.load(name, who=who)
 
     async def _load_from(self, source: Source, version: str, who: str) -> None:
         model = source.name
