@@ -433,6 +433,9 @@ async def test_an_ensemble_loaded_by_request_calls_the_model_of_its_own_reposito
 
     assert await value_of(program, "chain") == 100
     assert (await value_of(program, "blue.first"), await value_of(program, "green.first")) == (1, 100)
+    async with asyncio.timeout(10):
+        while "first" in program.engine.names():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     with pytest.raises(InvalidArgument, match="resolve ambiguity"):
         await value_of(program, "first")
     with pytest.raises(InvalidArgument, match=r"failed to load 'first'.*resolve ambiguity"):

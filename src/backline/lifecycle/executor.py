@@ -228,6 +228,7 @@ class Executor:
             from_elsewhere=bool(source.sender) or not isinstance(source.repository, LocalRepository),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
             on_redescribed=lambda one: self._load_again(served, one),
+            on_resized=self.models.stepped,
         )
         served.held[one.key] = one
         if source.config.ensemble is not None:

@@ -208,7 +208,8 @@ class Lifecycle:
         await self._load_steps(source, who)
         served = self._models[model]
         before = _newest(served)
-        target = self._target_of_load(source, served.target, version)
+        old = served.target
+        target = self._target_of_load(source, old, version)
         served.known_versions = frozenset(source.versions)
         labels, served.labels.wanted = served.labels.wanted, self._labelling.in_force(source)
         served.awake |= set(source.versions)
@@ -225,6 +226,13 @@ class Lifecycle:
             raise
         self._overriding.loaded(source)  # the files are in use now, even if the caller stops waiting
         await self._models.settle((model, *self._executor.dependencies.asking(model)))
+        failures = served.resize_failures
+        if failures and served.target is target and old is not None:
+            served.target = old
+            self._executor.advance((model,))
+            text = load_failed(model, failures)
+            self._journal.note("fail", who, model, version, before=before, detail=text)
+            raise InvalidArgument(text)
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
 
@@ -292,11 +300,13 @@ class Lifecycle:
             text = None
         if text is None:
             return source
+        served = self._models.find(model)
         return await with_configuration(
             source,
             text,
             complete=self._options.complete_configs,
             may_name_servers=self._options.trust_remote_code,
+            served=None if served is None else served.in_force,
         )
 
     def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:

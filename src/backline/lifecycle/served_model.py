@@ -16,6 +16,7 @@ from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.model_labels import ModelLabels, files_gone_text, missing_text
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import HeldVersion, Wanted, replacements
+from backline.lifecycle.restated import InForce
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
@@ -289,7 +290,9 @@ class ServedModel:
         if self.change is not None:
             return False
         if any(
-            one.phase in (VersionPhase.LOADING, VersionPhase.LOADED) or one.retry_at is not None
+            one.phase in (VersionPhase.LOADING, VersionPhase.LOADED)
+            or one.retry_at is not None
+            or one.resizing
             for one in self.held.values()
         ):
             return False
@@ -335,6 +338,23 @@ class ServedModel:
             return None
         withheld = self._withheld.get(version)
         return "it is no longer served" if withheld is None else withheld.model.reason
+
+    @property
+    def in_force(self) -> InForce | None:
+        """The configuration with which the model was loaded, and its served versions; None if there are
+        none.
+        """
+        served = [one.model for one in self.held.values() if one.phase is VersionPhase.READY]
+        return InForce(self.target.source.found.config, served) if served and self.target else None
+
+    @property
+    def resize_failures(self) -> dict[str, str]:
+        """The versions whose number of instances could not be changed, each with the reason."""
+        return {
+            one.model.version: one.resize_failure
+            for one in self.held.values()
+            if one.phase is VersionPhase.READY and one.resize_failure
+        }
 
     def ready(self, version: str) -> Servable | None:
         """Returns the load that serves a version, if any."""

@@ -67,7 +67,7 @@ def describe(model: Model) -> Any:
     config.backend = config.backend or model.backend
     config.platform = config.platform or (model.platform if model.platform in _PLATFORMS else "")
     config.max_batch_size = model.max_batch_size
-    config.default_model_filename = given.default_model_filename
+    config.default_model_filename = given.default_model_filename or model.filename
     if not config.HasField("version_policy") and given.version_policy != VersionPolicy():
         _fill_version_policy(config.version_policy, given.version_policy)
     if model.decoupled or given.ensemble is not None:  # an ensemble is decoupled if one of its steps is
