@@ -40,6 +40,8 @@ class Engine:
         self.log_control: LogControl | None = None
         #: The name of the server in its metadata.
         self.server_name = "backline"
+        #: Whether the server is live. Only the health rules of Triton know a server that is not.
+        self.live = True
         #: The tracer for the requests of clients; None while no requests are to be traced.
         self.tracer: Tracer | None = None
         #: Reads and changes the trace settings; None if the engine runs without a server.
@@ -307,16 +309,13 @@ class Engine:
         return self.find(name, version).ready
 
     @property
-    def live(self) -> bool:
-        return True
-
-    @property
     def ready(self) -> bool:
         """Whether the start is complete, all versions that are `required` are ready, and the server is not
         stopping.
         """
         return (
-            self._started
+            self.live
+            and self._started
             and not self._stopping
             and all(model.ready or not model.required for model in self._in_any_order())
         )

@@ -256,14 +256,13 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     """Returns why an ensemble cannot serve: it calls itself, or a called model is not ready. Returns "" if it
     can.
 
-    The texts are Triton's, except for a suggestion for a misspelled name, and the text for an ensemble that
-    calls itself, which Triton does not detect.
+    The texts are Triton's, except for a suggestion for a misspelled name.
     """
     assert config.ensemble is not None, "it is an ensemble"
     cycle = _cycle(engine, config.name, config.ensemble, set())
     if cycle:
-        way = " -> ".join(f"'{name}'" for name in (config.name, *cycle))
-        return f"ensemble '{config.name}' would wait for itself, because its steps form a cycle: {way}"
+        way = " -> ".join((config.name, *cycle))
+        return f"circular dependency between ensembles: {way}; ensemble '{config.name}' would wait for itself"
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:

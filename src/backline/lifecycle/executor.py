@@ -70,7 +70,7 @@ class Executor:
         self.models = ServedModels(
             strict_readiness=options.strict_readiness,
             require_all_versions=options.require_all_versions,
-            failed_loads_end_readiness=options.failed_loads_end_readiness,
+            control_as_triton=options.control_as_triton,
         )
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)

@@ -5,6 +5,7 @@ models.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 from msgspec.structs import replace
 
 from backline.engine.control import (
+    LOG_SETTINGS,
     Attempt,
     Change,
     LabelMove,
@@ -44,6 +46,8 @@ from backline.repository.configuration.document import CreationFault
 from backline.repository.layouts.layouts import FIRST_VERSION
 from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
+
+log = logging.getLogger("backline.lifecycle")
 
 #: Seconds between attempts to read repositories that could not be read at start.
 _LOOK_FOR_REPOSITORIES = 0.5
@@ -119,6 +123,8 @@ class Lifecycle:
             await asyncio.to_thread(remove_stale)
         chosen = await self._holdings.open()
         loads = sum(goal.loaded for name in chosen for goal in self._models[name].wanted())
+        if self._options.control_as_triton:
+            self._engine.live = self._sources.complete and bool(self._sources.locations)
         self._journal.starting(on_event or (lambda event: None), loads)
         self._executor.advance(chosen)
         await self._models.settle()
@@ -138,6 +144,7 @@ class Lifecycle:
         while not self._sources.complete:
             await asyncio.sleep(_LOOK_FOR_REPOSITORIES)
             await self._sources.scan()
+        self._engine.live = True
         self._executor.advance(await self._holdings.open())
         await self._models.settle()
         self._engine.started()
@@ -282,6 +289,11 @@ class Lifecycle:
     async def _source(self, model: str, overrides: Overrides | None, caller: str) -> Source:
         try:
             return await self._overridden(model, overrides, caller)
+        except NotFound as error:
+            log.error(
+                "failed to poll model '%s': %s", model, error.message.removeprefix(unreadable(model, ""))
+            )
+            raise
         except CreationFault as fault:
             held = self._holdings.find(model)
             newest = held.versions[-1] if held is not None and held.versions else FIRST_VERSION
@@ -335,7 +347,7 @@ class Lifecycle:
         if dependents and not version:
             for name in self._executor.dependencies.only_of(model):
                 may_change(name)
-        if not version:
+        if not version and not self._options.control_as_triton:
             # A load request in progress holds the lock of the model, perhaps forever, so it is aborted first.
             self._executor.changes.end(model)
         async with self._changing(model, version):
@@ -437,21 +449,20 @@ class Lifecycle:
         return await self._audit.read(lambda audit: form(audit.entries(limit, after, cursor)))
 
     def check_changeable(self, what: str) -> None:
-        if self._options.mode == "none":
+        if self._options.mode == "none" and not (what == LOG_SETTINGS and self._options.control_as_triton):
             raise Unavailable(
                 f"{what} cannot be changed by request: this server's model control mode is none; start it"
                 " with --model-control-mode poll or explicit"
             )
 
     def _check_loading(self) -> None:
-        start = "start it with --model-control-mode explicit"
-        if self._options.mode == "poll":  # Triton's text, which Triton uses in every mode but explicit
+        mode = self._options.mode
+        if mode != "explicit":
+            # Triton's text, which Triton uses in every mode but explicit.
             text = "explicit model load / unload is not allowed if polling is enabled"
-            raise Unavailable(f"{text}: this server's mode is poll, {start}")
-        if self._options.mode == "none":
+            held = ", so it serves what its repositories held when it started" if mode == "none" else ""
             raise Unavailable(
-                "models cannot be loaded or unloaded by request: this server's mode is none, so it serves"
-                f" what its repositories held when it started; {start}"
+                f"{text}: this server's mode is {mode}{held}; start it with --model-control-mode explicit"
             )
 
     @asynccontextmanager

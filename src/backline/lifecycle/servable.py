@@ -80,8 +80,10 @@ class Servable(ShownVersion):
         been changed, or could not be changed.
         """
         model = Model(config.name, version.version, config, statistics=statistics or ModelStatistics())
-        if config.ensemble is None:
-            model.filename = posixpath.basename(version.path or "")
+        filename = posixpath.basename(version.path or "")
+        # If the version's folder itself is the model, there is no file to name.
+        if config.ensemble is None and filename != version.version:
+            model.filename = filename
         super().__init__(model, VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint

@@ -47,12 +47,12 @@ class ServedModel:
         *,
         strict_readiness: bool = True,
         require_all_versions: bool = False,
-        failed_loads_end_readiness: bool = False,
+        control_as_triton: bool = False,
     ) -> None:
         self.name = name
         self._strict_readiness = strict_readiness
         self._require_all_versions = require_all_versions
-        self._failed_loads_end_readiness = failed_loads_end_readiness
+        self._control_as_triton = control_as_triton
         #: The versions that should be served; None if the model should not be served.
         self.target: Target | None = None
         #: The target of a change in progress, which is reached completely or dropped; None without a change.
@@ -437,15 +437,10 @@ class ServedModel:
         for one in shown.values():
             # A version that is loaded after the start must not make the whole server unready, unless the
             # options ask for this behaviour of Triton.
-            one.require(
-                self._strict_readiness
-                and (
-                    not started
-                    or id(one) in at_start
-                    or (self._failed_loads_end_readiness and _failed_as_in_triton(one))
-                )
-                and one.phase is not VersionPhase.DRAINING
-            )
+            counts = not started or id(one) in at_start
+            if self._control_as_triton and one.phase is VersionPhase.FAILED:
+                counts = _failed_as_in_triton(one)
+            one.require(self._strict_readiness and counts and one.phase is not VersionPhase.DRAINING)
         if not shown and self.target is None and not self.held:
             for one in self._shown.values():
                 engine.remove(one.model)

@@ -16,7 +16,7 @@ from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.documents import read_document
 from backline.dialects.json_scan import check_document
 from backline.dialects.router import Router
-from backline.engine.control import LogValue
+from backline.engine.control import LOG_SETTINGS, LogValue
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.tracing import SettingValue, TraceControl
@@ -145,7 +145,7 @@ class LoggingExtension:
             # Changed log settings can fill the disk or hide errors, so they are refused wherever changes of
             # models are refused.
             if self._engine.control is not None:
-                self._engine.control.check_changeable("the settings of the log")
+                self._engine.control.check_changeable(LOG_SETTINGS)
             log.update(changes)
         return log.settings()
 

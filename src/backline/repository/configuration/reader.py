@@ -424,7 +424,14 @@ def _instance_group(given: Any) -> InstanceGroup:
     )
     kind = given.Kind.Name(given.kind).removeprefix("KIND_").lower()
     return InstanceGroup(
-        given.count or 1, resources, limiter.priority or 1, kind, tuple(given.gpus), given.name, given.passive
+        given.count or 1,
+        resources,
+        limiter.priority or 1,
+        kind,
+        tuple(given.gpus),
+        given.name,
+        given.passive,
+        counted=given.count > 0,
     )
 
 
