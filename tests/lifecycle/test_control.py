@@ -62,7 +62,7 @@ NAMES_OF_NO_MODEL = [
         ),
         (
             "none",
-            "explicit model load / unload is not allowed if polling is enabled: this server's mode is none.*; ",
+            "explicit model load / unload is not allowed if polling is enabled: this .* mode is none, .*; ",
         ),
     ],
 )
