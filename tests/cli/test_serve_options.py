@@ -226,7 +226,7 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
         "default_queue",
         "frame_ancestors",
         "onnx_as_triton",
-        "failed_loads_end_readiness",
+        "control_as_triton",
         "hold_requests",
         "hold_backlog",
     }

@@ -150,6 +150,6 @@ def test_a_complete_configuration_must_name_inputs_and_outputs() -> None:
         read(folder(config_dot_pbtxt=f"in{tensor}"), "m", complete=True)
     with pytest.raises(
         InvalidArgument,
-        match=r"^'/r/m' holds no config.pbtxt, and .* not completed from the model; add a config.pbtxt$",
+        match=r"^failed to open text file for read /r/m/config.pbtxt: No such file .* add this file$",
     ):
         read(folder(), "m", complete=True)

@@ -92,8 +92,8 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         instance_groups=(
             InstanceGroup(2, kind="cpu", name="a"),
             InstanceGroup(2, kind="gpu", gpus=(0, 3)),
-            InstanceGroup(1, kind="model", passive=True),
-            InstanceGroup(1, (Resource("a", 3), Resource("b", 1, everywhere=True)), 2),
+            InstanceGroup(1, kind="model", passive=True, counted=False),
+            InstanceGroup(1, (Resource("a", 3), Resource("b", 1, everywhere=True)), 2, counted=False),
         ),
         lane="thread",
         dynamic_batching=True,

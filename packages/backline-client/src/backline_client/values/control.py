@@ -66,6 +66,8 @@ ANY_VERSION: Final = "*"
 #: The label of the version that serves requests without a version. A model need not have this label. The
 #: actions "promote" and "rollback" move it.
 STABLE: Final = "stable"
+#: What `Control.check_changeable` is asked before settings of the log are changed.
+LOG_SETTINGS: Final = "the settings of the log"
 
 Action = Literal[
     "load", "unload", "label", "unlabel", "promote", "rollback", "reload", "add", "remove", "fail", "replace"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import watch
@@ -40,6 +40,8 @@ class Engine:
         self.log_control: LogControl | None = None
         #: The name of the server in its metadata.
         self.server_name = "backline"
+        #: Whether the server is live. Only the health rules of Triton know a server that is not.
+        self.live = True
         #: The tracer for the requests of clients; None while no requests are to be traced.
         self.tracer: Tracer | None = None
         #: Reads and changes the trace settings; None if the engine runs without a server.
@@ -52,6 +54,12 @@ class Engine:
         self.summarises_latencies = False
         #: The repository of each model, by the model's name; empty if namespacing is off.
         self.namespaces: Mapping[str, str] = {}
+        #: By repository, the names that its models may use for models, each with the name under which that
+        #: model is served; empty if namespacing is off.
+        self.local_names: Mapping[str, Mapping[str, str]] = {}
+        #: The names that models of several repositories share, each with the names under which these models
+        #: are served.
+        self.ambiguous: Mapping[str, Sequence[str]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._only_by_label: dict[str, Set[str]] = {}
         #: The statistics of the loads since the server started, by model.
@@ -257,7 +265,15 @@ class Engine:
         if name not in self._models:
             if name:
                 check_name("model", name)
+            if name in self.ambiguous:
+                raise InvalidArgument(ambiguous_text(name, self.ambiguous[name]))
             raise NotFound(f"Request for unknown model: '{name}' is not found")
+
+    def name_for(self, caller: str, name: str) -> str:
+        """Returns the name under which the model is served that the model `caller` calls `name`. With
+        namespaces, a model's own repository takes precedence over the others.
+        """
+        return self.local_names.get(self.namespaces.get(caller, ""), {}).get(name, name)
 
     def find_ready(self, name: str, version: str = "") -> Model:
         """Returns a version that can respond.
@@ -293,16 +309,13 @@ class Engine:
         return self.find(name, version).ready
 
     @property
-    def live(self) -> bool:
-        return True
-
-    @property
     def ready(self) -> bool:
         """Whether the start is complete, all versions that are `required` are ready, and the server is not
         stopping.
         """
         return (
-            self._started
+            self.live
+            and self._started
             and not self._stopping
             and all(model.ready or not model.required for model in self._in_any_order())
         )
@@ -433,6 +446,14 @@ class Engine:
     def pending(self) -> int:
         """The number of requests that wait in all queues together."""
         return sum(model.queue.pending for model in self._in_any_order() if model.queue is not None)
+
+
+def ambiguous_text(name: str, served: Sequence[str]) -> str:
+    """Returns the error message for a name that several repositories have; it begins with Triton's text."""
+    return (
+        f"There are {len(served)} identifiers of model '{name}' in global map, model namespace must be"
+        f" provided to resolve ambiguity. Name the repository too: {' or '.join(repr(one) for one in served)}"
+    )
 
 
 def _no_version(name: str, version: str) -> str:

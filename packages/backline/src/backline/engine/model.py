@@ -112,6 +112,8 @@ class Model:
     unready: str = ""
     backend: str = ""
     platform: str = ""
+    #: The name of the model's file or folder; empty if unknown, or if there is none.
+    filename: str = ""
     #: Whether a request may get any number of responses. If so, calls that accept a single response are
     #: refused.
     decoupled: bool = False

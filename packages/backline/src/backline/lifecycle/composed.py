@@ -11,7 +11,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from backline.engine.config.model_config import Ensemble, ModelConfig
-from backline.engine.engine import Engine
+from backline.engine.engine import Engine, ambiguous_text
 from backline.engine.model import Model
 from backline.engine.request_check import DecoupledCheck, RequestCheck
 from backline.engine.statistics import ResponseStatistics
@@ -257,19 +257,21 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     """Returns why an ensemble cannot serve: it calls itself, or a called model is not ready. Returns "" if it
     can.
 
-    The texts are Triton's, except for a suggestion for a misspelled name, and the text for an ensemble that
-    calls itself, which Triton does not detect.
+    The texts are Triton's, except for a suggestion for a misspelled name.
     """
     assert config.ensemble is not None, "it is an ensemble"
     cycle = _cycle(engine, config.name, config.ensemble, set())
     if cycle:
-        way = " -> ".join(f"'{name}'" for name in (config.name, *cycle))
-        return f"ensemble '{config.name}' would wait for itself, because its steps form a cycle: {way}"
+        way = " -> ".join((config.name, *cycle))
+        return f"circular dependency between ensembles: {way}; ensemble '{config.name}' would wait for itself"
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:
         near = nearest(missing[0], names, 1)
         hint = f". Did you mean '{near[0]}'?" if near else ""
+        shared = engine.ambiguous.get(missing[0])
+        if shared is not None:
+            hint = f". {ambiguous_text(missing[0], shared)}"
         text = f"ensemble {config.name} contains models that are not available or ambiguous"
         return f"{text}: {', '.join(missing)}{hint}"
     for step in config.ensemble.steps:

@@ -70,7 +70,7 @@ class Executor:
         self.models = ServedModels(
             strict_readiness=options.strict_readiness,
             require_all_versions=options.require_all_versions,
-            failed_loads_end_readiness=options.failed_loads_end_readiness,
+            control_as_triton=options.control_as_triton,
         )
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
@@ -226,6 +226,7 @@ class Executor:
             from_elsewhere=bool(source.sender) or not isinstance(source.repository, LocalRepository),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
             on_redescribed=lambda one: self._load_again(served, one),
+            on_resized=self.models.stepped,
         )
         served.held[one.key] = one
         if source.config.ensemble is not None:

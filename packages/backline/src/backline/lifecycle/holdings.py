@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
+from backline.engine.engine import ambiguous_text
 from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Sources, Target, listed
 from backline_client.values.control import unreadable
-from backline_client.values.errors import NotFound
+from backline_client.values.errors import InvalidArgument, NotFound
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -121,6 +122,8 @@ class Holdings:
             served.target = replace(old, trouble=source.found.problem)
             return
         self.warn(source)
+        if old is not None:
+            _warn_of_other_steps(old.source, source)
         gone_before = served.files_gone
         known = frozenset(source.versions)
         served.target = (
@@ -131,6 +134,34 @@ class Holdings:
         for version, text in served.files_gone.items():
             if version not in gone_before:
                 log.warning("model '%s' version %s: %s", source.name, version, text)
+
+    def renamed(self) -> dict[str, str]:
+        """Maps the name of each loaded model that shares its plain name with a model of another repository,
+        but was loaded before that, to the name under which its repository's model is served now.
+        """
+        renamed: dict[str, str] = {}
+        for served in self._executor.models:
+            target = served.target
+            if target is not None and served.name not in self._known:
+                names = self._sources.local_names.get(target.source.repository.location, {})
+                if names.get(served.name, served.name) in self._known:
+                    renamed[served.name] = names[served.name]
+        return renamed
+
+    def aim_callers(self, model: str) -> list[str]:
+        """Makes loaded ensembles call a model that was loaded, if their steps mean this model although they
+        called another until now. Returns the names of these ensembles.
+        """
+        callers: list[str] = []
+        for served in self._executor.models:
+            source, target = self._known.get(served.name), served.target
+            if source is None or target is None or target.source.found.config != source.found.config:
+                continue
+            if model in composed_of(source.config) - composed_of(target.source.config):
+                _warn_of_other_steps(target.source, source)
+                served.target = replace(target, source=source)
+                callers.append(served.name)
+        return callers
 
     def warn(self, source: Source) -> None:
         """Logs warnings about a model's files, each only once."""
@@ -152,6 +183,9 @@ class Holdings:
         """
         source = self._known.get(model)
         if source is None:
+            shared = self._sources.ambiguous.get(model)
+            if shared is not None:
+                raise InvalidArgument(unreadable(model, ambiguous_text(model, shared)))
             raise NotFound(unreadable(model, self.described))
         return source
 
@@ -164,3 +198,25 @@ class Holdings:
     def described(self) -> str:
         """The end of messages about a missing model, with a list of the available models."""
         return f"model not found in any model repository; available: {listed(sorted(self._known))}"
+
+
+def _warn_of_other_steps(old: Source, new: Source) -> None:
+    """Logs that the steps of an ensemble call models of another repository than before, because the
+    ensemble's own repository has lost or gained models of these names.
+    """
+    if old.found.config.ensemble is None or old.found.config != new.found.config:
+        return
+    for step in sorted(composed_of(new.found.config)):
+        own_before, own_now = step in old.siblings, step in new.siblings
+        if own_before == own_now:
+            continue
+        change = "now has" if own_now else "no longer has"
+        log.warning(
+            "ensemble '%s': its repository '%s' %s a model '%s', so its step calls '%s' and no longer '%s'",
+            new.name,
+            new.repository.location,
+            change,
+            step,
+            new.siblings.get(step, step),
+            old.siblings.get(step, step),
+        )

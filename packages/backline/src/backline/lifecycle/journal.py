@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
@@ -154,9 +155,19 @@ def _log_failure(model: Model, reason: str) -> None:
     if model.version != NO_VERSION:
         log.error("failed to load '%s' version %s: %s", model.name, model.version, reason)
     elif reason.startswith(UNAVAILABLE_VERSIONS):
-        log.error("failed to load '%s': %s", model.name, reason)
+        log.error("failed to load model '%s': %s", model.name, reason)
     else:
-        log.error("Poll failed for model directory '%s': %s", model.name, reason)
+        log.error("Poll failed for model directory '%s': %s", model.name, _place_last(reason))
+
+
+#: The beginning of an error message about a configuration file: the place of the fault.
+_PLACE: Final = re.compile(r"(\S*\.pbtxt(?::\d+:\d+)?): ", re.ASCII)
+
+
+def _place_last(reason: str) -> str:
+    """Returns the reason with the place of the fault last, so that Triton's text is first."""
+    found = _PLACE.match(reason)
+    return reason if found is None else f"{reason[found.end() :]} ({found[1]})"
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:

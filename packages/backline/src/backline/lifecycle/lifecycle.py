@@ -5,6 +5,7 @@ models.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from backline.repository.layouts.layouts import FIRST_VERSION
 from backline.repository.repository import FoundModel, Repository
 from backline_client.system.busy_poll import BusyPoll
 from backline_client.values.control import (
+    LOG_SETTINGS,
     Attempt,
     Change,
     LabelMove,
@@ -44,6 +46,8 @@ from backline_client.values.control import (
 )
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline_client.values.names import check_name, version_order
+
+log = logging.getLogger("backline.lifecycle")
 
 #: Seconds between attempts to read repositories that could not be read at start.
 _LOOK_FOR_REPOSITORIES = 0.5
@@ -97,6 +101,8 @@ class Lifecycle:
         self._awaiting: asyncio.Task[None] | None = None
         engine.control = self
         engine.namespaces = self._sources.namespaces
+        engine.local_names = self._sources.local_names
+        engine.ambiguous = self._sources.ambiguous
         engine.loads_by_request = options.mode == "explicit"
 
     @property
@@ -117,6 +123,8 @@ class Lifecycle:
             await asyncio.to_thread(remove_stale)
         chosen = await self._holdings.open()
         loads = sum(goal.loaded for name in chosen for goal in self._models[name].wanted())
+        if self._options.control_as_triton:
+            self._engine.live = self._sources.complete and bool(self._sources.locations)
         self._journal.starting(on_event or (lambda event: None), loads)
         self._executor.advance(chosen)
         await self._models.settle()
@@ -136,6 +144,7 @@ class Lifecycle:
         while not self._sources.complete:
             await asyncio.sleep(_LOOK_FOR_REPOSITORIES)
             await self._sources.scan()
+        self._engine.live = True
         self._executor.advance(await self._holdings.open())
         await self._models.settle()
         self._engine.started()
@@ -185,13 +194,29 @@ class Lifecycle:
                 self._overriding.failed(source)
                 raise
             self._keep_configuration(model, overrides)
+        await self._rename(model, who)
+
+    async def _rename(self, model: str, who: str) -> None:
+        """Makes ensembles call the `model` that was loaded if their steps mean it. A model that was loaded
+        when no other repository had its name is replaced by its load under the name that says its repository,
+        so that its plain name, which now means two models, is refused.
+        """
+        callers = self._holdings.aim_callers(model)
+        self._executor.advance(callers)
+        await self._models.settle(callers)
+        for plain, name in self._holdings.renamed().items():
+            if name == model:
+                await self.unload(plain, who=who)
+            elif plain in self._sources.ambiguous and model in self._sources.ambiguous[plain]:
+                await self.load(name, who=who)
 
     async def _load_from(self, source: Source, version: str, who: str) -> None:
         model = source.name
         await self._load_steps(source, who)
         served = self._models[model]
         before = _newest(served)
-        target = self._target_of_load(source, served.target, version)
+        old = served.target
+        target = self._target_of_load(source, old, version)
         served.known_versions = frozenset(source.versions)
         labels, served.labels.wanted = served.labels.wanted, self._labelling.in_force(source)
         served.awake |= set(source.versions)
@@ -208,6 +233,13 @@ class Lifecycle:
             raise
         self._overriding.loaded(source)  # the files are in use now, even if the caller stops waiting
         await self._models.settle((model, *self._executor.dependencies.asking(model)))
+        failures = served.resize_failures
+        if failures and served.target is target and old is not None:
+            served.target = old
+            self._executor.advance((model,))
+            text = load_failed(model, failures)
+            self._journal.note("fail", who, model, version, before=before, detail=text)
+            raise InvalidArgument(text)
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
 
@@ -257,6 +289,11 @@ class Lifecycle:
     async def _source(self, model: str, overrides: Overrides | None, caller: str) -> Source:
         try:
             return await self._overridden(model, overrides, caller)
+        except NotFound as error:
+            log.error(
+                "failed to poll model '%s': %s", model, error.message.removeprefix(unreadable(model, ""))
+            )
+            raise
         except CreationFault as fault:
             held = self._holdings.find(model)
             newest = held.versions[-1] if held is not None and held.versions else FIRST_VERSION
@@ -275,11 +312,13 @@ class Lifecycle:
             text = None
         if text is None:
             return source
+        served = self._models.find(model)
         return await with_configuration(
             source,
             text,
             complete=self._options.complete_configs,
             may_name_servers=self._options.trust_remote_code,
+            served=None if served is None else served.in_force,
         )
 
     def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:
@@ -308,7 +347,7 @@ class Lifecycle:
         if dependents and not version:
             for name in self._executor.dependencies.only_of(model):
                 may_change(name)
-        if not version:
+        if not version and not self._options.control_as_triton:
             # A load request in progress holds the lock of the model, perhaps forever, so it is aborted first.
             self._executor.changes.end(model)
         async with self._changing(model, version):
@@ -410,21 +449,20 @@ class Lifecycle:
         return await self._audit.read(lambda audit: form(audit.entries(limit, after, cursor)))
 
     def check_changeable(self, what: str) -> None:
-        if self._options.mode == "none":
+        if self._options.mode == "none" and not (what == LOG_SETTINGS and self._options.control_as_triton):
             raise Unavailable(
                 f"{what} cannot be changed by request: this server's model control mode is none; start it"
                 " with --model-control-mode poll or explicit"
             )
 
     def _check_loading(self) -> None:
-        start = "start it with --model-control-mode explicit"
-        if self._options.mode == "poll":  # Triton's text, which Triton uses in every mode but explicit
+        mode = self._options.mode
+        if mode != "explicit":
+            # Triton's text, which Triton uses in every mode but explicit.
             text = "explicit model load / unload is not allowed if polling is enabled"
-            raise Unavailable(f"{text}: this server's mode is poll, {start}")
-        if self._options.mode == "none":
+            held = ", so it serves what its repositories held when it started" if mode == "none" else ""
             raise Unavailable(
-                "models cannot be loaded or unloaded by request: this server's mode is none, so it serves"
-                f" what its repositories held when it started; {start}"
+                f"{text}: this server's mode is {mode}{held}; start it with --model-control-mode explicit"
             )
 
     @asynccontextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from msgspec.structs import replace
+
 from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.engine.ticket import Ticket
@@ -37,7 +39,11 @@ class ModelCalls:
         If the models have several instances, a cycle would deadlock only under load. Such a call is refused
         in any case, because an error that always occurs is easier to find.
         """
-        called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
+        request = ticket.request
+        name = self._name(request.model_name)
+        if name != request.model_name:
+            request = ticket.request = replace(request, model_name=name)
+        called = self._engine.find_ready(name, request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
         cycle = self._graph.cycle(waits)
         if cycle:
@@ -63,10 +69,10 @@ class ModelCalls:
         self._caller.statistics.record_call(ticket.request.model_name, outcome, ns)
 
     def is_ready(self, model: str, version: str) -> bool:
-        return self._engine.is_ready(model, version) if model else self._engine.ready
+        return self._engine.is_ready(self._name(model), version) if model else self._engine.ready
 
     async def describe(self, model: str, version: str) -> Described:
-        engine = self._engine
+        engine, model = self._engine, self._name(model)
         if engine.is_unknown(model, version):
             await engine.wake(model, version)
         found = engine.find_ready(model, version)
@@ -78,10 +84,10 @@ class ModelCalls:
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
         overrides = Overrides(config, files) if config is not None or files else None
-        await self._control.load(model, version, overrides=overrides, who=self._who)
+        await self._control.load(self._name(model), version, overrides=overrides, who=self._who)
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
-        await self._control.unload(model, version, dependents=dependents, who=self._who)
+        await self._control.unload(self._name(model), version, dependents=dependents, who=self._who)
 
     def measure(self, message: Measure) -> float | None:
         metrics = self._engine.custom_metrics
@@ -104,6 +110,10 @@ class ModelCalls:
 
     def forget(self) -> None:
         self._engine.custom_metrics.forget(self)
+
+    def _name(self, model: str) -> str:
+        """Returns the name under which the model is served that the caller names `model`."""
+        return self._engine.name_for(self._caller.name, model)
 
     @property
     def _control(self) -> Control:

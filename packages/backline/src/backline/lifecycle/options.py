@@ -92,9 +92,11 @@ class LifecycleOptions(Struct, frozen=True):
     strict_readiness: bool = True
     #: Whether no version of a model is served if one of them fails to load, as in Triton.
     require_all_versions: bool = False
-    #: Whether, under `strict_readiness`, a load that fails after the start makes the server unready, as in
-    #: Triton.
-    failed_loads_end_readiness: bool = False
+    #: Whether Triton's rules apply where they differ: the server is not live without its repositories; under
+    #: `strict_readiness`, a load that fails after the start makes the server unready, but a model that could
+    #: not be read never does; a request to unload a model waits for a load in progress instead of aborting
+    #: it; and requests can change the settings of the log in every mode.
+    control_as_triton: bool = False
     #: Whether to load files that can execute arbitrary code when they are loaded: pickles and machine code.
     trust_pickle: bool = False
     #: Patterns of the names of models for which pickles and machine code are loaded, as if `trust_pickle`

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from backline.backends.registry import FORMATS
 from backline.engine.config.model_config import ModelConfig
+from backline.lifecycle.restated import InForce
 from backline.lifecycle.wanted import Source
 from backline.repository.fingerprint import fingerprint
 from backline.repository.layouts.layouts import CONFIG_FILES
@@ -176,13 +177,19 @@ def _new_root() -> tuple[Path, int]:
 
 
 async def with_configuration(
-    source: Source, text: str, *, complete: bool = False, may_name_servers: bool = False
+    source: Source,
+    text: str,
+    *,
+    complete: bool = False,
+    may_name_servers: bool = False,
+    served: InForce | None = None,
 ) -> Source:
     """Returns a repository's model with the configuration `text` of a load request instead of the
     repository's configuration.
 
     With `complete`, the configuration must name all inputs and outputs; with `may_name_servers`, the
-    configuration may say where a remote model runs. Returns `source` if none of its versions can be loaded: a
+    configuration may say where a remote model runs. What only restates what is in force in the `served` model
+    causes no new load. Returns `source` if none of its versions can be loaded: a
     load of the source will say why. Raises InvalidArgument if the configuration is unusable.
     """
     found = source.found
@@ -205,6 +212,8 @@ async def with_configuration(
         )
 
     config = await asyncio.to_thread(read)
+    if served is not None:
+        config = served.without_restated(config)
     versions = tuple(_under(version, found.folder, config) for version in found.versions)
     return replace(
         source, found=replace(found, config=config, versions=versions, problem="", warnings=config.warnings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import posixpath
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -67,6 +68,7 @@ class Servable(ShownVersion):
         from_elsewhere: bool,
         on_given_up: Callable[[Model, str], None],
         on_redescribed: Callable[[Servable], None],
+        on_resized: Callable[[], None],
     ) -> None:
         """`statistics` are the statistics of the load that this load replaces. `attempt` is 1 for the first
         try of a load, and one more for each retry.
@@ -75,9 +77,14 @@ class Servable(ShownVersion):
 
         `on_given_up` is called with the model and the reason when an instance that hung has been replaced,
         and `on_redescribed` with this object when the servers of a remote model have changed the model, so
-        that the version must be loaded again.
+        that the version must be loaded again. `on_resized` is called when the number of worker processes has
+        been changed, or could not be changed.
         """
         model = Model(config.name, version.version, config, statistics=statistics or ModelStatistics())
+        filename = posixpath.basename(version.path or "")
+        # If the version's folder itself is the model, there is no file to name.
+        if config.ensemble is None and filename != version.version:
+            model.filename = filename
         super().__init__(model, VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
@@ -118,6 +125,7 @@ class Servable(ShownVersion):
         self._from_elsewhere = from_elsewhere
         self._on_given_up = on_given_up
         self._on_redescribed = on_redescribed
+        self._on_resized = on_resized
         self._load: VersionLoad | None = None
         self._completion: Completion | None = None
         self._loaded: LoadedVersion | None = None
@@ -125,6 +133,8 @@ class Servable(ShownVersion):
         self._maker: InstanceMaker | None = None
         #: The tasks that change the number of worker processes.
         self._resizing: set[asyncio.Task[None]] = set()
+        #: Why the number of worker processes could not be changed as the configuration says; usually empty.
+        self.resize_failure = ""
 
     @property
     def settings(self) -> ModelConfig:
@@ -344,6 +354,11 @@ class Servable(ShownVersion):
         self.model.progress = progress
 
     @property
+    def resizing(self) -> bool:
+        """Whether the number of worker processes is being changed."""
+        return bool(self._resizing)
+
+    @property
     def busy(self) -> bool:
         """Whether the version has requests in flight, or open sequences."""
         queue, sequences = self._queue, self.model.sequences
@@ -365,6 +380,7 @@ class Servable(ShownVersion):
         assert self._maker is not None, "what is loaded has instances"
         groups = self.model.config.instance_groups
         self._config = config
+        self.resize_failure = ""
         config = self._completed(config)
         before, self.model.config = self._loaded, config
         loaded = self._loaded = before.placed_again(config)
@@ -379,13 +395,17 @@ class Servable(ShownVersion):
         if loaded.resizes and regrouped:
             task = asyncio.get_running_loop().create_task(self._resize(loaded))
             self._resizing.add(task)
-            task.add_done_callback(self._resizing.discard)
+            task.add_done_callback(self._resize_ended)
         elif moved or regrouped:
             instances = self._maker.make(loaded)
         self._queue.update(settings_of(config, loaded, self._shared.options), instances=instances)
         self._tell(loaded)
         if instances is not None:
             self.model.placement = self._maker.placement(loaded, instances)
+
+    def _resize_ended(self, task: asyncio.Task[None]) -> None:
+        self._resizing.discard(task)
+        self._on_resized()
 
     async def _resize(self, wanted: LoadedVersion) -> None:
         """Changes the number of worker processes while the version serves."""
@@ -394,6 +414,7 @@ class Servable(ShownVersion):
             await wanted.resize()
         except BacklineError as error:
             log.error("%s keeps its worker processes, as another could not be started: %s", label, error)
+            self.resize_failure = error.message
         # The version may have been changed again or unloaded while the processes started.
         if self._loaded is None or self._maker is None or self._queue is None:
             return
@@ -402,6 +423,7 @@ class Servable(ShownVersion):
             instances = self._maker.make(loaded)
         except BacklineError as error:
             log.error("%s keeps its instances, as the new ones could not be created: %s", label, error)
+            self.resize_failure = error.message
             return
         settings = settings_of(self.model.config, loaded, self._shared.options)
         self._queue.update(settings, instances=instances)

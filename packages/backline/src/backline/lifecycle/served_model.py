@@ -16,6 +16,7 @@ from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.model_labels import ModelLabels, files_gone_text, missing_text
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import HeldVersion, Wanted, replacements
+from backline.lifecycle.restated import InForce
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
@@ -46,12 +47,12 @@ class ServedModel:
         *,
         strict_readiness: bool = True,
         require_all_versions: bool = False,
-        failed_loads_end_readiness: bool = False,
+        control_as_triton: bool = False,
     ) -> None:
         self.name = name
         self._strict_readiness = strict_readiness
         self._require_all_versions = require_all_versions
-        self._failed_loads_end_readiness = failed_loads_end_readiness
+        self._control_as_triton = control_as_triton
         #: The versions that should be served; None if the model should not be served.
         self.target: Target | None = None
         #: The target of a change in progress, which is reached completely or dropped; None without a change.
@@ -289,7 +290,9 @@ class ServedModel:
         if self.change is not None:
             return False
         if any(
-            one.phase in (VersionPhase.LOADING, VersionPhase.LOADED) or one.retry_at is not None
+            one.phase in (VersionPhase.LOADING, VersionPhase.LOADED)
+            or one.retry_at is not None
+            or one.resizing
             for one in self.held.values()
         ):
             return False
@@ -335,6 +338,23 @@ class ServedModel:
             return None
         withheld = self._withheld.get(version)
         return "it is no longer served" if withheld is None else withheld.model.reason
+
+    @property
+    def in_force(self) -> InForce | None:
+        """The configuration with which the model was loaded, and its served versions; None if there are
+        none.
+        """
+        served = [one.model for one in self.held.values() if one.phase is VersionPhase.READY]
+        return InForce(self.target.source.found.config, served) if served and self.target else None
+
+    @property
+    def resize_failures(self) -> dict[str, str]:
+        """The versions whose number of instances could not be changed, each with the reason."""
+        return {
+            one.model.version: one.resize_failure
+            for one in self.held.values()
+            if one.phase is VersionPhase.READY and one.resize_failure
+        }
 
     def ready(self, version: str) -> Servable | None:
         """Returns the load that serves a version, if any."""
@@ -417,15 +437,10 @@ class ServedModel:
         for one in shown.values():
             # A version that is loaded after the start must not make the whole server unready, unless the
             # options ask for this behaviour of Triton.
-            one.require(
-                self._strict_readiness
-                and (
-                    not started
-                    or id(one) in at_start
-                    or (self._failed_loads_end_readiness and _failed_as_in_triton(one))
-                )
-                and one.phase is not VersionPhase.DRAINING
-            )
+            counts = not started or id(one) in at_start
+            if self._control_as_triton and one.phase is VersionPhase.FAILED:
+                counts = _failed_as_in_triton(one)
+            one.require(self._strict_readiness and counts and one.phase is not VersionPhase.DRAINING)
         if not shown and self.target is None and not self.held:
             for one in self._shown.values():
                 engine.remove(one.model)

@@ -18,11 +18,11 @@ class ServedModels:
         *,
         strict_readiness: bool,
         require_all_versions: bool = False,
-        failed_loads_end_readiness: bool = False,
+        control_as_triton: bool = False,
     ) -> None:
         self._strict_readiness = strict_readiness
         self._require_all_versions = require_all_versions
-        self._failed_loads_end_readiness = failed_loads_end_readiness
+        self._control_as_triton = control_as_triton
         self._models: dict[str, ServedModel] = {}
         self._watchers: list[asyncio.Future[None]] = []
         self._closed = False
@@ -35,7 +35,7 @@ class ServedModels:
                 name,
                 strict_readiness=self._strict_readiness,
                 require_all_versions=self._require_all_versions,
-                failed_loads_end_readiness=self._failed_loads_end_readiness,
+                control_as_triton=self._control_as_triton,
             )
         return served
 

@@ -202,6 +202,12 @@ class Sources:
         #: The location of each model's repository, by the name under which the model is served. Empty without
         #: `namespacing`. Each scan updates this mapping.
         self.namespaces: dict[str, str] = {}
+        #: By the location of a repository, the names that its models may use for models, each with the name
+        #: under which that model is served. Empty without `namespacing`. Each scan updates this mapping.
+        self.local_names: dict[str, Mapping[str, str]] = {}
+        #: The plain names that several repositories have, each with the names under which these models are
+        #: served. Empty without `namespacing`. Each scan updates this mapping.
+        self.ambiguous: dict[str, Sequence[str]] = {}
         #: The name under which each model is served, by the location of its repository and its name there.
         self._served: dict[tuple[str, str], str] = {}
 
@@ -240,6 +246,10 @@ class Sources:
         if any(self._prefixes.values()):
             self.namespaces.clear()
             self.namespaces.update((name, location) for (location, _), name in served.items())
+            self.ambiguous.clear()
+            for (_, plain), name in served.items():
+                if holders[plain] > 1:
+                    self.ambiguous[plain] = (*self.ambiguous.get(plain, ()), name)
         full = {self._prefixes[location] + name: shown for (location, name), shown in served.items()}
         sources: dict[str, list[Source]] = {}
         for location, repository in self._repositories.items():  # in the configured order
@@ -247,6 +257,8 @@ class Sources:
             names = (
                 {**full, **{model.name: served[location, model.name] for model in found}} if prefix else {}
             )
+            if prefix:
+                self.local_names[location] = names
             for model in found:
                 name = served[location, model.name]
                 siblings = names if model.config.ensemble is not None else {}

@@ -184,7 +184,7 @@ class Joiner:
             parts = (
                 self._in_rows(name, array, rows)
                 if scattered is None
-                else self._in_shapes(name, array, requests, *scattered)
+                else self._in_shapes(name, array, requests, rows, *scattered)
             )
             cut = self._cuts.get(name)
             if cut is not None:
@@ -206,15 +206,26 @@ class Joiner:
         return [array[end - count : end] for end, count in zip(ends, rows, strict=True)]
 
     def _in_shapes(
-        self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape
+        self,
+        name: str,
+        array: np.ndarray,
+        requests: Sequence[Arrays],
+        rows: Sequence[int],
+        source: str,
+        dims: Shape,
     ) -> list[np.ndarray]:
         """Splits an output as Triton's BATCH_SCATTER_WITH_INPUT_SHAPE does: each varying dimension has the
         size of the dimension at the same index of the input `source`.
+
+        If the requests do not have that input, the output must have one element for each item, and varying
+        dimensions have the size 1.
         """
         if source not in requests[0]:
-            raise Internal(
-                f"output '{name}' is split by the shape of input '{source}', which the request does not have"
-            )
+            shape = tuple(abs(dim) for dim in dims[1:])
+            return [
+                np.repeat(part, element_count(shape)).reshape(-1, *shape)
+                for part in self._in_rows(name, array, rows)
+            ]
         shapes = [
             tuple(
                 own if dim < 0 else dim
@@ -224,7 +235,6 @@ class Joiner:
         ]
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
-        rows = [len(request[source]) for request in requests]
         surplus = self.run_size(rows) > sum(rows)  # outputs of rows that only fill up the batch follow
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(

@@ -61,6 +61,12 @@ _HOLDS = {
 }
 
 
+#: Triton's text for a command line without a repository.
+_NO_REPOSITORY = "--model-repository must be specified"
+#: Triton's text for a start at which a model failed to load.
+_NOT_ALL_LOADED = "failed to load all models"
+
+
 class StartFailed(click.ClickException):
     """An error that ends the command with status 1, which is Triton's status after any error. Only the
     message of the error is printed.
@@ -137,8 +143,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
         ) from None
     except click.UsageError as error:
         raise StartFailed(f"error: {error.format_message()}") from None
-    if not parsed.options.repositories and parsed.debug is None:
-        raise StartFailed("error: creating server: Invalid argument - --model-repository must be specified")
+    if not parsed.options.repositories and parsed.debug is None and parsed.options.exit_on_error:
+        raise StartFailed(f"error: creating server: Invalid argument - {_NO_REPOSITORY}")
     return _as_in_triton(parsed), translation
 
 
@@ -148,11 +154,7 @@ def _as_in_triton(parsed: Parsed) -> Parsed:
 
     The hooks are environment variables. Raises StartFailed if a hook has an invalid value.
     """
-    held: dict[str, Any] = {
-        "onnx_as_triton": True,
-        "failed_loads_end_readiness": True,
-        "default_queue": "any",
-    }
+    held: dict[str, Any] = {"onnx_as_triton": True, "control_as_triton": True, "default_queue": "any"}
     for name, field in _HOLDS.items():
         text = os.environ.get(name, "0")
         if not text.isdecimal():
@@ -180,12 +182,20 @@ def command(arguments: tuple[str, ...]) -> int:
     def on_log() -> None:
         if problem:
             log.warning(problem)
+        if not parsed.options.repositories and parsed.debug is None:
+            log.error(
+                "Invalid argument: %s; without one, the server is neither live nor ready", _NO_REPOSITORY
+            )
+        for repository in filter(_is_missing, parsed.options.repositories):
+            log.error("Internal: failed to stat file %s", repository)
         for sentence in translation.without_effect:
             log.info(sentence)
         for sentence in translation.missing:
             log.warning(sentence)
 
     def on_started(server: Server) -> None:
+        if any(model.state is ModelState.UNAVAILABLE and model.reason for model in server.engine.models()):
+            log.error("Internal: %s", _NOT_ALL_LOADED)
         log.info("models", extra={"table": model_table(server.engine)})
         log.info("options", extra={"table": option_table(server)})
 
@@ -232,7 +242,7 @@ def _fail(error: BacklineError, repositories: Sequence[str | Path]) -> NoReturn:
         ) from None
     if isinstance(error, ModelsNotLoaded):
         reasons = message.partition(":")[2]
-        raise StartFailed(f"error: creating server: Internal - failed to load all models:{reasons}") from None
+        raise StartFailed(f"error: creating server: Internal - {_NOT_ALL_LOADED}:{reasons}") from None
     if isinstance(error, NotFound) and (missing := [one for one in repositories if _is_missing(one)]):
         message = f"failed to stat file {missing[0]}: {message}"
     raise StartFailed(f"error: creating server: Internal - {message}") from None

@@ -68,7 +68,7 @@ def describe(model: Model) -> Any:
     config.backend = config.backend or model.backend
     config.platform = config.platform or (model.platform if model.platform in _PLATFORMS else "")
     config.max_batch_size = model.max_batch_size
-    config.default_model_filename = given.default_model_filename
+    config.default_model_filename = given.default_model_filename or model.filename or _named_file(model)
     if not config.HasField("version_policy") and given.version_policy != VersionPolicy():
         _fill_version_policy(config.version_policy, given.version_policy)
     if model.decoupled or given.ensemble is not None:  # an ensemble is decoupled if one of its steps is
@@ -89,6 +89,15 @@ def describe(model: Model) -> Any:
     for key, value in given.parameters.items():
         config.parameters[key].string_value = value
     return config
+
+
+def _named_file(model: Model) -> str:
+    """Returns the file name that Triton shows for a model without files whose name says its backend; see
+    with_backend_of_name.
+    """
+    said = message("inference.ModelConfig").FromString(model.config.declared)
+    _, _, backend = model.name.partition(".")
+    return f"model.{backend}" if backend == model.backend and not said.backend and not said.platform else ""
 
 
 def explained(model: Model, config: Any) -> Any:

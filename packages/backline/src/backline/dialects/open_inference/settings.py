@@ -19,7 +19,7 @@ from backline.engine.engine import Engine
 from backline.engine.tracing import SettingValue, TraceControl
 from backline.observe.recording import DEFAULT_BYTES, Recorder
 from backline.wire.application import Buffer, HttpRequest
-from backline_client.values.control import LogValue
+from backline_client.values.control import LOG_SETTINGS, LogValue
 from backline_client.values.decodable import decodable
 from backline_client.values.errors import InvalidArgument, Unsupported
 
@@ -145,7 +145,7 @@ class LoggingExtension:
             # Changed log settings can fill the disk or hide errors, so they are refused wherever changes of
             # models are refused.
             if self._engine.control is not None:
-                self._engine.control.check_changeable("the settings of the log")
+                self._engine.control.check_changeable(LOG_SETTINGS)
             log.update(changes)
         return log.settings()
 

@@ -46,6 +46,8 @@ class InstanceGroup(Struct, frozen=True):
     #: The name of the group's instances; if it is empty, Triton's default applies, <model>_<index>.
     name: str = ""
     passive: bool = False
+    #: Whether the configuration sets `count`; otherwise it is 1, or a runtime's usual number on the CPU.
+    counted: bool = True
 
     @property
     def limited(self) -> bool:

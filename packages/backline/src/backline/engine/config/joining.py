@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct, field
 
@@ -23,6 +23,11 @@ BatchInputKind: TypeAlias = Literal[
     "BATCH_ITEM_SHAPE",
     "BATCH_ITEM_SHAPE_FLATTEN",
 ]
+
+
+#: The beginning of the names of hidden inputs with the shapes of another input's items, which the backend
+#: identity needs.
+SHAPES_OF: Final = "shapes of "
 
 
 class BatchInput(Struct, frozen=True):

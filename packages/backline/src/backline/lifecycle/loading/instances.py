@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from backline.backends.backend import StreamingModel
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
@@ -59,7 +61,7 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
         devices = _devices(config, name, group, gpus, strict=strict)
         if not devices:
             devices, missing = (CPU,), missing or f"{_where(config, name)} asks for a GPU, but {gpus.reason}"
-        placed.append(PlacedGroup(index, name, group, devices))
+        placed.append(_placed(config, index, group, devices))
     return Places(tuple(placed), missing)
 
 
@@ -69,12 +71,24 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
     groups = config.instance_groups or (_only_group(config, placed.devices),)
     return Places(
         tuple(
-            PlacedGroup(index, _name(config, index, group), group, devices[group.kind, group.gpus])
+            _placed(config, index, group, devices[group.kind, group.gpus])
             for index, group in enumerate(groups)
             if not group.passive
         ),
         placed.missing,
     )
+
+
+def _placed(
+    config: ModelConfig, index: int, group: InstanceGroup, devices: tuple[Device, ...]
+) -> PlacedGroup:
+    """Returns a placed group, with the runtime's usual number of instances on the CPU if the configuration
+    sets no number.
+    """
+    name = _name(config, index, group)
+    if not group.counted and config.usual_instances and devices == (CPU,):
+        group = replace(group, count=config.usual_instances)
+    return PlacedGroup(index, name, group, devices)
 
 
 def _only_group(config: ModelConfig, devices: tuple[Device, ...]) -> InstanceGroup:

@@ -249,10 +249,8 @@ def loaded_streams(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedWorkers(LoadedVersion):
-    """A model in worker processes. After `placed_again`, `resize` changes the number of processes.
-
-    The number is fixed until the next load if the workers remember sequences, the model is being debugged, or
-    the configuration no longer sets a number.
+    """A model in worker processes. After `placed_again`, `resize` changes the number of processes, unless the
+    model is being debugged.
     """
 
     model: ModelInWorkers
@@ -261,13 +259,13 @@ class LoadedWorkers(LoadedVersion):
 
     def placed_again(self, config: ModelConfig) -> LoadedWorkers:
         changed = replace(self, batch_limit=_joined(config, self.model))
-        if not config.instance_groups or not self.model.resizable:
+        if not self.model.resizable:
             return changed
         placed = place_again(config, self.placed)
         return replace(changed, placed=placed, places=placed.spread(self.model.loaded.instances))
 
     def follows(self, config: ModelConfig) -> bool:
-        return bool(config.instance_groups) and self.model.resizable
+        return self.model.resizable
 
     async def resize(self) -> None:
         await self.model.resize(self.placed, self.places)

@@ -96,7 +96,9 @@ def _scheduler(
         "total": total,
         "turn": turn,
     }
-    if hold:
+    # As in Triton, the hook concerns only models that batch. Without max_batch_size, the server decides that.
+    decided = config.dynamic_batching is None and config.max_batch_size is None and loaded.batch_limit > 1
+    if hold and (config.dynamic_batching or decided):
         from backline.schedule.holding import HoldingScheduler
 
         return HoldingScheduler(*served, **common, hold=hold)

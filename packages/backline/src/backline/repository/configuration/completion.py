@@ -70,6 +70,7 @@ def fill_places(config: Any, places: Places) -> None:
             else config.instance_group.add(name=placed.name, count=1)
         )
         group.kind = kinds.Kind.Value(f"KIND_{placed.devices[0].kind.upper()}")
+        group.count = group.count or placed.group.count
         del group.gpus[:]
         group.gpus.extend(device.index for device in placed.devices if device.kind == "gpu")
 

@@ -65,8 +65,8 @@ def read(
 def missing(listing: Listing) -> InvalidArgument:
     """Returns the error for a model without a configuration file, if a complete configuration is required."""
     return InvalidArgument(
-        f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model;"
-        f" add a {CONFIG_PBTXT}"
+        f"failed to open text file for read {listing.location}/{CONFIG_PBTXT}: No such file or directory;"
+        " configurations are not completed from the model, so add this file"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from backline.engine.config.instance_group import MAX_INSTANCES, InstanceGroup, Resource
-from backline.engine.config.joining import BatchInput, Cut, Joining, Padding
+from backline.engine.config.joining import SHAPES_OF, BatchInput, Cut, Joining, Padding
 from backline.engine.config.model_config import (
     Ensemble,
     EnsembleStep,
@@ -29,6 +29,7 @@ from backline.repository.configuration.effects import ignored_settings, without_
 from backline.repository.configuration.native import parameter
 from backline.repository.configuration.sequences import sequence_batching
 from backline.repository.listing import Listing
+from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError
 from backline_client.values.signature import TensorSpec
 from backline_client.values.tensor import Shape
@@ -44,7 +45,7 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     message = document.message
     joining = Joining(
         ragged=tuple(tensor.name for tensor in message.input if tensor.allow_ragged_batch),
-        batch_inputs=tuple(map(_batch_input, message.batch_input)),
+        batch_inputs=(*map(_batch_input, message.batch_input), *_rows_of_identity(message)),
         scattered=MappingProxyType(_scattered(message)),
         allowed_batch_sizes=settings.get("allowed_batch_sizes", ()),
         pad_all=settings.get("pad_variable_length_inputs", False),
@@ -57,6 +58,16 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     )
     _check(document, name, joining, settings)
     return joining if joining != Joining() else None
+
+
+def _rows_of_identity(message: Any) -> tuple[BatchInput, ...]:
+    """Returns hidden inputs from which the backend identity learns the number of rows, which it needs for the
+    outputs of absent inputs. Ragged inputs do not show it, because they are joined into one dimension.
+    """
+    if message.backend != "identity" or not any(given.optional for given in message.input):
+        return ()
+    ragged = [given.name for given in message.input if given.allow_ragged_batch]
+    return tuple(BatchInput("BATCH_ITEM_SHAPE", (SHAPES_OF + name,), DataType.INT32, name) for name in ragged)
 
 
 def _scattered(message: Any) -> dict[str, str]:
@@ -424,7 +435,14 @@ def _instance_group(given: Any) -> InstanceGroup:
     )
     kind = given.Kind.Name(given.kind).removeprefix("KIND_").lower()
     return InstanceGroup(
-        given.count or 1, resources, limiter.priority or 1, kind, tuple(given.gpus), given.name, given.passive
+        given.count or 1,
+        resources,
+        limiter.priority or 1,
+        kind,
+        tuple(given.gpus),
+        given.name,
+        given.passive,
+        counted=given.count > 0,
     )
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -33,7 +34,7 @@ from backline.schedule.sequences.state_store import StateStore
 from backline.schedule.sequences.table import LiveSequence, SequenceTable, begun_by_another, step_of
 from backline.schedule.sequences.tensors import SequenceStates, SequenceTensors
 from backline.schedule.turn import Alarm
-from backline.workers.instance import Instance, remembers
+from backline.workers.instance import Instance, Remembers, remembers
 from backline_client.values.errors import (
     BacklineError,
     Cancelled,
@@ -127,7 +128,7 @@ class SequenceBatcher:
         """The number of requests that wait for a place, for the previous request of their sequence, or in a
         lane.
         """
-        return self._table.waiting + sum(lane.pending for lane in self._lanes)
+        return self._table.waiting + sum(lane.pending for lane in self._lanes.values())
 
     @property
     def running(self) -> int:
@@ -486,16 +487,35 @@ class SequenceBatcher:
     def replace_instances(self, instances: Sequence[Instance]) -> None:
         """Runs all further requests on other instances. The current instances are closed once they are
         drained.
+
+        A sequence whose state is in the memory of a current instance continues on the new instance with the
+        same memory or, if there is none, on the current instance, which then gets no other sequences.
         """
-        for lane in self._lanes:
-            self._in_background(lane.drain(inf))
+        lanes, keepers = self._lanes, self._keepers
         self._take_instances(instances)
-        self._run_all(self._table.resize(len(instances), self._slots))
+        kept = _same_memories(keepers, self._keepers)
+        for number, lane in lanes.items():
+            keeper = keepers[number]
+            stays = number not in kept and keeper is not None and keeper.memory is not None
+            if stays and self._table.uses(number):
+                kept[number] = len(self._lanes)
+                self._leaving.add(len(self._lanes))
+                self._keepers[len(self._lanes)] = keeper
+                self._lanes[len(self._lanes)] = lane
+            else:
+                self._in_background(lane.drain(inf))
+        self._run_all(self._table.resize(len(instances), self._slots, kept))
 
     def _take_instances(self, instances: Sequence[Instance]) -> None:
-        self._lanes = [self._make_lane(instance) for instance in instances]
+        #: The lanes by number.
+        self._lanes = {number: self._make_lane(instance) for number, instance in enumerate(instances)}
+        #: The numbers of the lanes that get no further sequences.
+        self._leaving: set[int] = set()
         keeps = not self._tensors.has_states  # otherwise, each request contains the state
-        self._keepers = [instance if keeps and remembers(instance) else None for instance in instances]
+        self._keepers = {
+            number: instance if keeps and remembers(instance) else None
+            for number, instance in enumerate(instances)
+        }
 
     def _in_background(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work, loop=self._loop)
@@ -516,11 +536,31 @@ class SequenceBatcher:
         self._alarm.stop()
         for sequence in list(self._table.backlogged):
             self._refuse(self._table.clear(sequence), lambda ticket: being_unloaded(self._name))
-        for lane in self._lanes:
+        for lane in list(self._lanes.values()):
             await lane.drain(max(end - self._loop.time(), 0))
         if self._tasks:
             await asyncio.wait(list(self._tasks))
 
     def _look_at_rest(self) -> None:
+        for number in [number for number in self._leaving if not self._table.uses(number)]:
+            self._leaving.remove(number)
+            self._in_background(self._lanes.pop(number).drain(inf))
         if self._ended is not None and not self._ended.done() and self._table.empty:
             self._ended.set_result(None)
+
+
+def _same_memories(
+    before: Mapping[int, Remembers | None], now: Mapping[int, Remembers | None]
+) -> dict[int, int]:
+    """Maps the numbers of lanes before a change to the numbers of the lanes whose instances have the same
+    memory now.
+    """
+    free: defaultdict[int, list[int]] = defaultdict(list)
+    for number, keeper in now.items():
+        if keeper is not None and keeper.memory is not None:
+            free[id(keeper.memory)].append(number)
+    same: dict[int, int] = {}
+    for number, keeper in before.items():
+        if keeper is not None and free.get(id(keeper.memory)):
+            same[number] = free[id(keeper.memory)].pop(0)
+    return same

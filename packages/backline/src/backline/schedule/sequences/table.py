@@ -5,11 +5,12 @@ each sequence is next. This module performs no I/O and reads no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
 from math import inf
+from types import MappingProxyType
 
 from backline.engine.ticket import Ticket
 from backline.schedule.sequences.state_store import State
@@ -81,6 +82,8 @@ class SequenceTable:
         #: slots are taken: there may be far more places than sequences.
         self._free: list[tuple[int, int]] = []
         self._later: Iterator[list[tuple[int, int]]] = iter(())
+        #: The number of lanes that get sequences.
+        self._lanes = lanes
         self.resize(lanes, slots)
 
     @property
@@ -88,20 +91,34 @@ class SequenceTable:
         """Whether there are no open sequences, and no sequences with requests that must run."""
         return not self.open and not self._placed and not self._unplaced
 
-    def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
-        """Changes the number of places, and assigns all places again, first to the sequences that had a
-        place.
+    def resize(
+        self, lanes: int, slots: int, kept: Mapping[int, int] = MappingProxyType({})
+    ) -> list[LiveSequence]:
+        """Changes the number of places. Sequences on lanes in `kept`, which maps the old number of a lane to
+        its new number, keep their slots; the other places are assigned again, first to the sequences that had
+        a place. Lanes with numbers from `lanes` on get no further sequences.
 
         Returns the sequences that have a place now.
         """
         before = [*self._placed, *self._unplaced]
-        self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
-        self._free = next(self._later, [])
-        self._placed = {}
-        self._unplaced = dict.fromkeys(before)
+        self._placed, self._unplaced = {}, {}
         for sequence in before:
-            sequence.place = None
-        return self._fill()
+            if sequence.place is not None and sequence.place[1] in kept:
+                sequence.place = sequence.place[0], kept[sequence.place[1]]
+                self._placed[sequence] = None
+            else:
+                sequence.place = None
+                self._unplaced[sequence] = None
+        taken = {sequence.place for sequence in self._placed}
+        rows = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
+        self._later = (free for row in rows if (free := [place for place in row if place not in taken]))
+        self._free = next(self._later, [])
+        self._lanes = lanes
+        return [*self._placed, *self._fill()]
+
+    def uses(self, lane: int) -> bool:
+        """Returns whether a sequence has a place on a lane."""
+        return any(sequence.place is not None and sequence.place[1] == lane for sequence in self._placed)
 
     def runs_at_once(self, step: SequenceStep) -> bool:
         """Returns whether a request would run immediately: its sequence has a place or gets one, and has no
@@ -302,7 +319,8 @@ class SequenceTable:
         self._unplaced.pop(sequence, None)
         if sequence.place is None:
             return []
-        heappush(self._free, sequence.place)
+        if sequence.place[1] < self._lanes:
+            heappush(self._free, sequence.place)
         del self._placed[sequence]
         sequence.place = None
         return self._fill()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -99,7 +99,8 @@ class ProcessInstance:
         return self._seat.memory
 
     def close(self) -> None:
-        """Does nothing, because `WorkerPool.close` ends the workers."""
+        """Lets a worker that has left the pool end; `WorkerPool.close` ends the others."""
+        self._pool.given_back(self._seat)
 
 
 class WorkerPool(ModelInWorkers):
@@ -140,6 +141,10 @@ class WorkerPool(ModelInWorkers):
         self._seats: list[Seat] = []
         #: The seats that are being retired (see `Seat.retire`), each with the task that does so.
         self._retiring: dict[Seat, asyncio.Task[None]] = {}
+        #: The number of open instances of each seat, if the workers remember sequences.
+        self._lent: Counter[Seat] = Counter()
+        #: The seats that have left the pool, but whose workers still have open sequences.
+        self._leaving: set[Seat] = set()
         self._resizing = asyncio.Lock()
         #: The jobs for which no worker was free, ordered by `Job.turn`.
         self._waiting: deque[Job] = deque()
@@ -155,7 +160,7 @@ class WorkerPool(ModelInWorkers):
 
     @property
     def resizable(self) -> bool:
-        return not self.debugged and not self.options.remembers
+        return not self.debugged
 
     @property
     def where(self) -> str:
@@ -262,7 +267,23 @@ class WorkerPool(ModelInWorkers):
         )
         # The list alternates between seats. The scheduler takes from one end of the free instances, so this
         # order spreads batches over all workers.
-        return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
+        seats = self._seats * each
+        if self.options.remembers:
+            self._lent.update(seats)
+        return [ProcessInstance(self, seat) for seat in seats]
+
+    def given_back(self, seat: Seat) -> None:
+        """Called when an instance of a seat is closed. Retires a seat that has left the pool once all its
+        instances are closed: until then, sequences need the states that its worker remembers.
+        """
+        if not self._lent[seat]:
+            return
+        self._lent[seat] -= 1
+        if not self._lent[seat]:
+            del self._lent[seat]
+            if seat in self._leaving:
+                self._leaving.discard(seat)
+                self._begin_retiring(seat)
 
     @property
     def pids(self) -> list[int]:
@@ -273,10 +294,11 @@ class WorkerPool(ModelInWorkers):
 
     async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
         """Starts and stops workers until there is one for each of `places`. New workers start before workers
-        without a place are stopped.
+        without a place are stopped. A worker that remembers sequences is stopped once all its instances are
+        closed.
 
         Changes nothing and raises Internal if a worker cannot be started, or Unavailable if the pool is
-        closing. Not for pools with `remembers`, because state would be lost.
+        closing.
         """
         async with self._resizing:
             spare: dict[Place, list[Seat]] = {}
@@ -295,9 +317,16 @@ class WorkerPool(ModelInWorkers):
             leaving = [seat for seat in self._seats if seat not in seats]
             self._seats, self.places, self.placed = seats, places, placed
             for seat in leaving:
-                self._retiring[seat] = self._loop.create_task(self._retire(seat))
+                if self._lent[seat]:
+                    self._leaving.add(seat)
+                else:
+                    self._begin_retiring(seat)
             for seat in added:
                 self.has_room(seat)
+
+    def _begin_retiring(self, seat: Seat) -> None:
+        if not self._closing:
+            self._retiring[seat] = self._loop.create_task(self._retire(seat))
 
     async def _retire(self, seat: Seat) -> None:
         try:
@@ -524,7 +553,7 @@ class WorkerPool(ModelInWorkers):
         self._waiting.clear()
         for task in self._retiring.values():
             task.cancel()
-        await asyncio.gather(*(seat.stop() for seat in (*self._seats, *self._retiring)))
+        await asyncio.gather(*(seat.stop() for seat in (*self._seats, *self._retiring, *self._leaving)))
 
 
 def _without_group(place: Place) -> Place:

@@ -11,6 +11,7 @@ import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
+from backline.engine.config.joining import SHAPES_OF, Joining
 from backline.engine.config.model_config import ModelConfig
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument
@@ -37,13 +38,14 @@ class Identity:
 
         Raises InvalidArgument if the configuration does not pair inputs with outputs.
         """
-        if len(config.inputs) != len(config.outputs):
+        inputs = _returned(config)
+        if len(inputs) != len(config.outputs):
             raise InvalidArgument(
                 f"model '{config.name}': the identity backend needs as many outputs as inputs, but"
-                f" {config.source or 'its configuration'} names {len(config.inputs)} inputs and"
+                f" {config.source or 'its configuration'} names {len(inputs)} inputs and"
                 f" {len(config.outputs)} outputs"
             )
-        for given, answered in zip(config.inputs, config.outputs, strict=True):
+        for given, answered in zip(inputs, config.outputs, strict=True):
             shapes_differ = given.shape != answered.shape and not _is_ragged(config, given.name)
             if given.datatype is not answered.datatype or shapes_differ:
                 raise InvalidArgument(
@@ -65,22 +67,28 @@ class IdentityModel:
 
     def __init__(self, config: ModelConfig, delay: float, warnings: tuple[str, ...]) -> None:
         self._sources = {
-            output.name: spec.name for spec, output in zip(config.inputs, config.outputs, strict=True)
+            output.name: spec.name for spec, output in zip(_returned(config), config.outputs, strict=True)
         }
         self._delay = delay
         self.signature = Signature(_full(config.inputs, config), _full(config.outputs, config))
         self.warnings = warnings
         self._outputs = {spec.name: spec for spec in self.signature.outputs}
         self._batched = bool(config.max_batch_size)
+        joining = config.joining or Joining()
+        #: The inputs whose lengths say nothing about the number of rows.
+        self._flat = {*joining.ragged, *joining.hidden_inputs} - {SHAPES_OF + name for name in joining.ragged}
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._delay:
             time.sleep(self._delay)
-        rows = next((len(array) for array in inputs.values()), 1) if self._batched else None
+        rows = self._rows(inputs) if self._batched else None
         return [
             inputs[source] if (source := self._sources[name]) in inputs else self._zeros(name, rows)
             for name in outputs
         ]
+
+    def _rows(self, inputs: Mapping[str, np.ndarray]) -> int:
+        return next((len(array) for name, array in inputs.items() if name not in self._flat), 1)
 
     def _zeros(self, output: str, rows: int | None) -> np.ndarray:
         """Returns the output for an absent input: zeros or empty strings. Variable dimensions other than the
@@ -96,6 +104,11 @@ class IdentityModel:
 
     def close(self) -> None:
         """Does nothing, since the model has no memory to free. See LoadedModel."""
+
+
+def _returned(config: ModelConfig) -> list[TensorSpec]:
+    """Returns the inputs that the model returns: all but those that only describe others."""
+    return [spec for spec in config.inputs if not spec.name.startswith(SHAPES_OF)]
 
 
 def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec, ...]:

@@ -167,8 +167,8 @@ def write_context(
 
 
 def _add_own_wheels(folder: Path) -> None:
-    """Adds the wheels of a server that was installed from a clone of the repository or from wheels, because no
-    index may have them.
+    """Adds the wheels of a server that was installed from a clone of the repository or from wheels, because
+    no index may have them.
     """
     origins = [origin for name in ("backline-client", "backline") if (origin := _origin(name)) is not None]
     for origin in origins:
