@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from backline.engine.errors import BacklineError, Internal
-from backline.system.polled_socket import PolledSocket
+from backline.system.busy_poll import PolledSocket
+from backline.system.cores import SpareCore
 from backline.workers.channel.arena import Arena
 from backline.workers.channel.protocol import (
     CONNECTION_LOST,
@@ -190,7 +191,7 @@ class Worker:
             )
             return False
         self._connection.send(frame(Kind.LOADED, loaded))
-        self._polled.allow(load.busy_poll)
+        self._polled.allow(load.busy_poll, SpareCore())
         return True
 
     def _reshape(self, load: WorkerLoad, loaded: WorkerLoaded) -> WorkerLoaded:
