@@ -166,7 +166,7 @@ async def test_the_busy_poll_learns_when_answers_arrive() -> None:
         made.start(1)
         await made.values()
 
-        assert made.poll.arrived
+        assert made.poll._arrived
 
 
 async def test_a_call_that_is_abandoned_closes_its_connection_and_reports_nothing() -> None:

@@ -35,6 +35,7 @@ from backline.observe.recording import Recorder
 from backline.observe.scaling import STEADY, ScalingPolicy, ScalingSignal
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
+from backline.system.cores import SpareCore, usable_cores
 from backline.system.garbage import collected_rarely
 from backline.system.memory import share_arena
 from backline.system.service_manager import PassedSocket, passed_sockets
@@ -351,7 +352,8 @@ class Server:
             ),
         )
         poll = self._embedded.poll
-        poll.allow(options.busy_poll_usecs / 1e6)
+        if usable_cores() > 1:  # otherwise the work itself needs the core, or the container's quota of one
+            poll.allow(options.busy_poll_usecs / 1e6, SpareCore())
         wire = Wire(application, options.limits, asyncio.get_running_loop(), poll)
         self._listeners = Listeners(wire, options.tls)
         self._heap = Heap(wire)

@@ -258,11 +258,8 @@ class HttpConnection(asyncio.BufferedProtocol):
                 if begins:
                     self._remember(self._complete, nbytes)
                 self._deliver()
-        poll = self._poll
-        if poll is not None:
-            poll.arrived = True
-            if poll.asleep:
-                poll.wake()
+        if self._poll is not None:
+            self._poll.note_input()
 
     def _remember(self, answer: HttpAnswer, nbytes: int) -> None:
         """Remembers the head of a response that arrived in one read of `nbytes` bytes."""

@@ -5,9 +5,10 @@ time.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -16,6 +17,14 @@ from time import monotonic
 from backline_client.values.errors import InvalidArgument
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP_STATISTICS = "/sys/fs/cgroup/cpu.stat"
+_LOAD = "/proc/loadavg"
+#: The number of threads that run or are ready to run (proc_loadavg(5)), and of the periods in which the
+#: container has used up its quota.
+_RUNNING, _THROTTLED = rb"(?:\S+ ){3}(\d+)/", rb"nr_throttled (\d+)"
+#: Seconds for which a container has no core to spare after it has used up its quota, which stopped it for up
+#: to 0.1 s.
+THROTTLED_REST = 10.0
 _SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
 _THREADS = Path("/proc/self/task")
 
@@ -27,6 +36,34 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = _read_quota(quota, int(monotonic()))
     return affinity if limit is None else max(1, min(affinity, limit))
+
+
+class SpareCore:
+    """Tells whether the machine and the CPU quota of the container (cgroup v2) leave a core for work that can
+    be left out.
+    """
+
+    def __init__(self, load: str = _LOAD, statistics: str = _CGROUP_STATISTICS) -> None:
+        # The files stay open, because opening one takes longer than the gap between two requests.
+        self._files: dict[bytes, int] = {}
+        for pattern, file in ((_RUNNING, load), (_THROTTLED, statistics)):
+            with suppress(OSError):  # not Linux, or no quota
+                self._files[pattern] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self._throttled, self._not_before = self._number(_THROTTLED), 0.0
+
+    def __call__(self, now: float) -> bool:
+        """`now` is a time in seconds."""
+        if self._throttled != (throttled := self._number(_THROTTLED)):
+            self._throttled, self._not_before = throttled, now + THROTTLED_REST
+        # If one thread more than there are cores is ready to run, it is probably a client that a response has
+        # just woken up.
+        return now >= self._not_before and self._number(_RUNNING) <= (os.cpu_count() or 1) + 1
+
+    def _number(self, pattern: bytes) -> int:
+        with suppress(OSError, KeyError):  # OSError: the code of a model has closed the file
+            found = re.search(pattern, os.pread(self._files[pattern], 1024, 0))
+            return int(found[1]) if found else 0
+        return 0
 
 
 @lru_cache(maxsize=1)

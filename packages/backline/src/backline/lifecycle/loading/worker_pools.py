@@ -35,7 +35,6 @@ from backline.repository.configuration.override import parse
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 from backline.repository.walk import walk
-from backline.system.cores import usable_cores
 from backline.workers.channel.protocol import Spec, WorkerLoad
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
@@ -46,9 +45,6 @@ from backline_client.values.signature import TensorSpec
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
-#: Workers poll for input before they sleep only if the server may use at least this many cores, because the
-#: server polls too.
-POLLING_CORES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +287,7 @@ class WorkerStarter:
             configuration=_whole(self._config, hosted.path.name, placed),
             complete=complete,
             joining=_sendable(config.joining),
-            busy_poll=self._shared.poll.longest
-            if usable_cores() >= POLLING_CORES and not self._debugged
-            else 0.0,
+            busy_poll=0.0 if self._debugged else self._shared.poll.longest,
             idempotent=config.idempotent,
         )
         python = hosted.python or sys.executable

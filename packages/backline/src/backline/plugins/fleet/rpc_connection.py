@@ -320,10 +320,7 @@ class RpcConnection(asyncio.Protocol):
         except Exception:
             log.exception("closing the connection to %s after an internal error", self._url)
             self._fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
-        poll = self._poll
-        poll.arrived = True
-        if poll.asleep:
-            poll.wake()
+        self._poll.note_input()
 
     def _answer_whole(self, data: bytes) -> bool:
         """Ends a call if `data` is its complete and successful response, and nothing else. Returns whether it

@@ -60,10 +60,7 @@ class LargeBody(BufferReader["Http1Connection"]):
         self._receiver.large_body_grew(nbytes)
         if nbytes == READ and self.size - self.filled > LAST_READ:  # one more read costs less than a pause
             self._connection.rest()
-        poll = self._connection.wire.poll
-        poll.arrived = True
-        if poll.asleep:
-            poll.wake()
+        self._connection.wire.poll.note_input()
 
 
 class HeadReader(BufferReader["Http1Connection"]):

@@ -168,10 +168,7 @@ class Http1Connection(Connection):
             self.peer.requests += 1
             method, path, query, headers, _ = self._head
             pipeline.put(Http1Request(pipeline, method, path, query, headers, data[len(self._head_bytes) :]))
-            poll = wire.poll
-            poll.arrived = True
-            if poll.asleep:
-                poll.wake()
+            wire.poll.note_input()
             return
         self._same_size = 0
         if self.input_closed:
@@ -191,9 +188,7 @@ class Http1Connection(Connection):
                 self._feed_held()  # type: ignore[unreachable]
             elif begins and head is not None and not receiver.target and self._in_vain < IN_VAIN:
                 self._remember(data, head)
-        wire.poll.arrived = True
-        if wire.poll.asleep:
-            wire.poll.wake()
+        wire.poll.note_input()
 
     def _remember(self, data: bytes, head: Head) -> None:
         """Remembers `head` if `data` is exactly one request. Counts how many heads in a row were remembered

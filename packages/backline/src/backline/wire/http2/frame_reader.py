@@ -279,10 +279,7 @@ class FrameReader:
             self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
         if self._output.parts:
             self._output.flush()
-        poll = self._poll
-        poll.arrived = True
-        if poll.asleep:
-            poll.wake()
+        self._poll.note_input()
 
     def _read(self, data: bytes, at: int) -> None:
         """Handles the frames in data[at:], within one turn."""

@@ -135,10 +135,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
     # called by the transport
 
     def data_received(self, data: bytes) -> None:
-        poll = self._wire.poll
-        poll.arrived = True
-        if poll.asleep:
-            poll.wake()
+        self._wire.poll.note_input()
         if self._lost:
             return
         self._reader.feed(data)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from backline.system.polled_socket import PolledSocket
+from backline.system.cores import SpareCore
 from backline.workers.channel.arena import Arena
 from backline.workers.channel.protocol import (
     CONNECTION_LOST,
@@ -35,6 +35,7 @@ from backline.workers.child.requests import RequestBatch
 from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.worker_model import Adapter, WorkerModel
+from backline_client.system.busy_poll import PolledSocket
 from backline_client.values.errors import BacklineError, Internal
 
 #: The maximum number of bytes per read. Most frames are smaller, because large tensors are sent in shared
@@ -190,7 +191,7 @@ class Worker:
             )
             return False
         self._connection.send(frame(Kind.LOADED, loaded))
-        self._polled.allow(load.busy_poll)
+        self._polled.allow(load.busy_poll, SpareCore())
         return True
 
     def _reshape(self, load: WorkerLoad, loaded: WorkerLoaded) -> WorkerLoaded:

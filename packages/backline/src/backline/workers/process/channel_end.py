@@ -69,10 +69,7 @@ class ChannelEnd:
                 self._on_frame(*frame)
         except Exception as error:
             self._break(error)
-        poll = self._poll
-        poll.arrived = True
-        if poll.asleep:
-            poll.wake()
+        self._poll.note_input()
 
     def read_rest(self) -> None:
         """Handles the frames that the worker sent before it ended, up to the first invalid one."""
