@@ -176,7 +176,6 @@ class Servable(ShownVersion):
             known,
             self.kind,
             from_elsewhere=self._from_elsewhere,
-            on_bytes=on_bytes,
         )
         try:
             # A runtime cannot be interrupted, so after a cancellation, the model is closed once it is loaded.
