@@ -12,7 +12,7 @@ import numpy as np
 from backline.dialects.application import build_application
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState, Placement
+from backline.engine.model import Model, ModelState, Placement, Serving
 from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
 from backline.wire.application import (
@@ -105,8 +105,8 @@ def add_model(
     model.signature = Signature(tuple(inputs), tuple(outputs))
     model.max_batch_size = max_batch_size
     model.placement = Placement("inline", 2, max_batch_size)
-    model.check = RequestCheck(name, model.signature, max_batch_size, strict=True)
-    model.queue = NumpyQueue(model, compute)
+    check = RequestCheck(name, model.signature, max_batch_size, strict=True)
+    model.serving = Serving(check, NumpyQueue(model, compute))
     model.state = ModelState.READY
     engine.add(model)
     return model

@@ -184,7 +184,7 @@ def test_parameters(caller: Caller) -> None:
         "timeout": {"int64_param": 1_000_000},
     }
     caller.rpc_infer(**infer_fields(parameters=parameters))
-    request = caller.engine.find("add1").queue.seen[-1].request
+    request = caller.engine.find("add1").serving.queue.seen[-1].request
     assert request.parameters == {"mood": "blue", "swing": 0.5, "loud": True}
     assert request.priority == 2
     assert (request.timeout, request.deadline) == (1.0, None)
@@ -201,7 +201,7 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
         **infer_fields(parameters=parameters)
     ).SerializeToString()
     caller.application.rpc[OIP + b"ModelInfer"].handler(FakeUnaryCall(deadline=deadline), received)
-    request = caller.engine.find("add1").queue.seen[-1].request
+    request = caller.engine.find("add1").serving.queue.seen[-1].request
     assert (request.deadline, request.timeout) == (deadline, timeout)
 
 
@@ -293,7 +293,7 @@ def test_failing_and_broken_models(caller: Caller, caplog: pytest.LogCaptureFixt
 
 
 def test_cancel(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     call = caller.rpc_call("ModelInfer", **infer_fields())
     (asked,) = queue.held
@@ -307,7 +307,7 @@ def test_no_cycle_keeps_a_call_alive(caller: Caller) -> None:
     class Call(FakeUnaryCall):
         pass
 
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     call = Call()
     caller.application.rpc[OIP + b"ModelInfer"].handler(

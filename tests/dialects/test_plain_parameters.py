@@ -55,7 +55,7 @@ def as_infer(caller: Caller) -> None:
 
 
 def asked(caller: Caller) -> InferRequest:
-    queue = caller.engine.find("add1", "").queue
+    queue = caller.engine.find("add1", "").serving.queue
     assert isinstance(queue, NumpyQueue)
     (ticket,) = queue.seen
     return ticket.request

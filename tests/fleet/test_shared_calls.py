@@ -529,9 +529,7 @@ async def test_a_call_that_nobody_waits_for_is_withdrawn(tmp_path: Path, behind:
 
 
 def calls_in_flight(program: Embedded, model: str) -> int:
-    queue = program.engine.find(model).queue
-    assert queue is not None, "the model is loaded"
-    return queue.running
+    return program.engine.find(model).serving.queue.running
 
 
 async def test_a_server_that_is_gone_fails_every_request_of_a_call_once(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from backline.embedded.embedded import Embedded
 from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model, ModelState, Serving
 from backline.engine.ticket import Ticket
 from backline.lifecycle.composed import with_media
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
@@ -213,8 +213,8 @@ class Seen:
 
     def __init__(self, program: Embedded, name: str) -> None:
         model = program.engine.find(name)
-        self._queue = model.queue
-        model.queue = self
+        self._queue = model.serving.queue
+        model.serving = Serving(model.serving.check, self)
         self.tickets: list[Ticket] = []
         self.held: asyncio.Event | None = None
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelConfig, QueuePolicy
 from backline.engine.config.sequence_batching import SequenceBatching
-from backline.engine.model import Model
+from backline.engine.model import Model, Serving
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import QUEUED, Ticket
 from backline.schedule.batching import BatchPolicy
@@ -536,7 +536,7 @@ class EnsembleMachine(SchedulerMachine):
             check(ticket)
             scheduler.submit(ticket)
 
-        model = Model("m", "1", ModelConfig("m"), check=check, queue=scheduler)
+        model = Model("m", "1", ModelConfig("m"), serving=Serving(check, scheduler))
         self.ensemble = EnsembleQueue(
             "e",
             "1",

@@ -12,7 +12,7 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model, ModelState, Serving
 from backline.engine.responses import MAX_WAITING, Responses
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
@@ -87,9 +87,8 @@ class Served:
         served = Model("count", "1", ModelConfig("count", decoupled=True))
         served.signature = model.signature
         served.statistics.responses = self.statistics
-        served.check = lambda _: None
         self.scheduler = Scheduler("count", Settings(), self.pool.instances, served.statistics, loop=loop)
-        served.queue = self.scheduler
+        served.serving = Serving(lambda _: None, self.scheduler)
         served.state = ModelState.READY
         self.engine.add(served)
         self.engine.refresh()

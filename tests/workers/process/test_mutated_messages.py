@@ -22,7 +22,7 @@ import pytest
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import Gpus
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model, ModelState, Serving
 from backline.engine.ticket import Ticket
 from backline.lifecycle.call_graph import CallGraph
 from backline.lifecycle.loading.instances import place
@@ -110,7 +110,7 @@ class Stage:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.faults.append(context))
         called = Model("double", "1", ModelConfig("double"), ModelState.READY)
-        called.check, called.queue = (lambda _: None), NoQueue()
+        called.serving = Serving(lambda _: None, NoQueue())
         self.engine.add(called)
         calls = ModelCalls(self.engine, CallGraph(), None, Model("puppet", "1", ModelConfig("puppet")))
         options = PoolOptions(idempotent=False, worker=type("Loaded", (Puppet,), {"loads": self.loaded}))

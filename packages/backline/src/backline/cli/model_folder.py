@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
 
 from msgspec.structs import replace
 
@@ -115,7 +114,8 @@ def loaded_model(folder: ModelFolder, *, triton_defaults: bool = False) -> tuple
             folder.found.config,
             folder.version.version if folder.version is not None else "",
         ), ()
-    from backline.lifecycle.loading.loader import load  # imported here, because the loader imports runtimes
+    # Imported here, because the loader imports runtimes.
+    from backline.lifecycle.loading.loader import NeedsWorkers, load
     from backline.lifecycle.loading.queueing import scheduling_text
     from backline.lifecycle.loading.version_load import as_in_triton, request_check
     from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples
@@ -133,8 +133,8 @@ def loaded_model(folder: ModelFolder, *, triton_defaults: bool = False) -> tuple
     if triton_defaults:
         config = as_in_triton(config, file)
     try:
-        loaded = load(file, config, start_workers=_in_processes, options=LoadOptions(may_run_code=True))
-    except _InProcesses:
+        loaded = load(file, config, options=LoadOptions(may_run_code=True))
+    except NeedsWorkers:
         return asyncio.run(_served_model(folder)), ()
     version_folder = file if file.is_dir() else file.parent
     batched, model_folder = loaded.max_batch_size > 0, version_folder.parent
@@ -155,14 +155,6 @@ def loaded_model(folder: ModelFolder, *, triton_defaults: bool = False) -> tuple
     )
     loaded.close()
     return model, loaded.warnings
-
-
-class _InProcesses(Exception):
-    """Raised when a model needs worker processes."""
-
-
-def _in_processes(*_: object) -> NoReturn:
-    raise _InProcesses
 
 
 async def _served_model(folder: ModelFolder) -> Model:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import watch
 from backline.engine.latency_summaries import LatencySummaries
-from backline.engine.model import NO_VERSION, Model, ModelState
+from backline.engine.model import NO_SEQUENCES, NO_VERSION, Model, ModelState
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.statistics import CacheCounters, LoadStatistics
@@ -92,11 +92,12 @@ class Engine:
                 model = self._in_sequence(request, model)
             if model is None:
                 model = self.find_ready(request.model_name, request.model_version)
+            serving = model.serving
             try:
-                model.check(ticket)  # type: ignore[misc]
+                serving.check(ticket)
                 if model.recording is not None:
                     model.recording.accepted(ticket)
-                model.queue.submit(ticket)  # type: ignore[union-attr]
+                serving.queue.submit(ticket)
             except InvalidArgument:
                 model.statistics.rejected_invalid += 1
                 raise
@@ -117,7 +118,7 @@ class Engine:
         """Returns the version that serves the sequence of a request: the version `routed` that the request is
         routed to (may be None), or a version that is being unloaded.
         """
-        if routed is not None and routed.sequences is not None and routed.sequences.holds(request):
+        if routed is not None and routed.serving.sequences.holds(request):
             return routed
         version = request.model_version
         for model in self._leaving:
@@ -125,8 +126,7 @@ class Engine:
             # version since the sequence began.
             if (
                 model.name == request.model_name
-                and model.sequences is not None
-                and model.sequences.holds(request)
+                and model.serving.sequences.holds(request)
                 and (version in ("", model.version) or version in self._labels.get(model.name, {}))
             ):
                 return model
@@ -194,9 +194,7 @@ class Engine:
         """Loads an on-demand version. Has no effect on other versions. Raises the errors of `find_ready`, and
         BacklineError if the load fails.
         """
-        model = self.find_ready(name, version)
-        if model.wake is not None:
-            await model.wake()
+        await self.find_ready(name, version).serving.wake()
 
     # looking up models
 
@@ -338,7 +336,7 @@ class Engine:
         versions = self._models.setdefault(model.name, {})
         before = versions.get(model.version)
         # The open sequences of the replaced load continue on that load.
-        if before is not None and before is not model and before.sequences is not None:
+        if before is not None and before is not model and before.serving.sequences is not NO_SEQUENCES:
             self._leaving.append(before)
         versions[model.version] = model
         if self.summarises_latencies and model.statistics.summaries is None:
@@ -392,7 +390,7 @@ class Engine:
         self._leaving = [
             model
             for model in dict.fromkeys((*self._leaving, *present))
-            if model.state is ModelState.UNLOADING and model.sequences is not None
+            if model.state is ModelState.UNLOADING and model.serving.sequences is not NO_SEQUENCES
         ]
         self._changed()
 
@@ -445,7 +443,7 @@ class Engine:
     @property
     def pending(self) -> int:
         """The number of requests that wait in all queues together."""
-        return sum(model.queue.pending for model in self._in_any_order() if model.queue is not None)
+        return sum(model.serving.queue.pending for model in self._in_any_order())
 
 
 def ambiguous_text(name: str, served: Sequence[str]) -> str:

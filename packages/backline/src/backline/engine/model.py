@@ -14,6 +14,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import NOWHERE, Places
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline_client.values.errors import Unavailable
 from backline_client.values.messages import InferRequest
 from backline_client.values.signature import Signature
 
@@ -67,6 +68,49 @@ class OpenSequences(Protocol):
         """Returns whether a request belongs to an open sequence."""
 
 
+class _NoSequences:
+    open_sequences = 0
+
+    def holds(self, request: InferRequest) -> bool:
+        return False
+
+
+#: The open sequences of a version that has none.
+NO_SEQUENCES: Final[OpenSequences] = _NoSequences()
+
+
+async def _awake() -> None:
+    """Does nothing: the version is loaded."""
+
+
+class Serving(Struct, frozen=True, eq=False):
+    """What serves the requests of a version. A change to it replaces it as a whole."""
+
+    #: Checks a request. Raises InvalidArgument if the request does not fit the model.
+    check: Callable[[Ticket], None]
+    queue: RequestQueue
+    #: The open sequences of a loaded model that has sequences, otherwise NO_SEQUENCES.
+    sequences: OpenSequences = NO_SEQUENCES
+    #: Loads an on-demand version without a request. Raises BacklineError, with the reason, if that fails.
+    wake: Callable[[], Awaitable[None]] = _awake
+
+
+def _refuse(ticket: Ticket) -> None:
+    request = ticket.request
+    raise Unavailable(f"Request for unknown model: '{request.model_name}' is not loaded", retry_after=1)
+
+
+class _NoQueue:
+    pending = 0
+
+    def submit(self, ticket: Ticket) -> None:
+        _refuse(ticket)
+
+
+#: Serves a version that is neither loaded nor on demand: refuses all requests.
+NOT_SERVED: Final = Serving(_refuse, _NoQueue())
+
+
 class Placement(Struct, frozen=True):
     """A description, for people, of how the server runs a model version."""
 
@@ -95,7 +139,7 @@ class LoadProgress:
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A version of a model.
+    """What is known of a version of a model, and in `serving` what serves its requests.
 
     The shapes in `signature` include the batch dimension; `max_batch_size` is 0 if there is no batch
     dimension. An `on_demand` version is not loaded, but its queue accepts requests, which wait until it is
@@ -126,17 +170,10 @@ class Model:
     #: loaded.
     scheduling: str = ""
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
-    #: Checks a request. Raises InvalidArgument if the request does not fit the model.
-    check: Callable[[Ticket], None] | None = None
-    queue: RequestQueue | None = None
+    serving: Serving = NOT_SERVED
     #: The recording that receives the accepted requests; None if requests are not being recorded.
     recording: Recording | None = None
-    #: The open sequences of a loaded model that has sequences; otherwise None.
-    sequences: OpenSequences | None = None
     on_demand: bool = False
-    #: Loads an on-demand version without a request; None for other versions. Raises BacklineError, with the
-    #: reason, if the load fails.
-    wake: Callable[[], Awaitable[None]] | None = None
     #: Whether the server counts as ready only if this version is ready. The lifecycle decides this; see
     #: ServedModel.publish.
     required: bool = True

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from backline.engine.config.model_config import Ensemble, ModelConfig
 from backline.engine.engine import Engine, ambiguous_text
-from backline.engine.model import Model
+from backline.engine.model import Model, Serving
 from backline.engine.request_check import DecoupledCheck, RequestCheck
 from backline.engine.statistics import ResponseStatistics
 from backline.lifecycle.call_graph import Node, Wait, called, node, waits_for_steps
@@ -86,7 +86,6 @@ class ComposedServable(Servable):
         model.max_batch_size = config.max_batch_size or 0
         if config.response_cache:
             self._keep_answers(self._composed)
-        model.queue = with_deadline(self._cached or self._composed, config.default_deadline_seconds)
         model.progress = None
         self._take_models(
             asked_models(self._engine, self._ensemble), step_models(self._engine, self._ensemble)
@@ -135,7 +134,10 @@ class ComposedServable(Servable):
             model.config, 0, decoupled=model.decoupled, cached=self._cached is not None
         )
         check = RequestCheck(model.name, model.signature, model.max_batch_size, strict=True)
-        model.check = DecoupledCheck(model.name, check) if model.decoupled else check
+        model.serving = Serving(
+            DecoupledCheck(model.name, check) if model.decoupled else check,
+            with_deadline(self._cached or self._composed, model.config.default_deadline_seconds),
+        )
 
     def _wait_for_steps(self) -> None:
         """Records in the call graph which decoupled steps wait for which later steps. Raises InvalidArgument

@@ -7,7 +7,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.model import LoadProgress, Model, ModelState, RequestQueue
+from backline.engine.model import LoadProgress, Model, ModelState, RequestQueue, Serving
 from backline.engine.ticket import Ticket
 
 
@@ -120,9 +120,8 @@ class StandIn(ShownVersion):
         """Makes clients' requests wait in `queue` until the version is loaded. `wake` loads the version
         without a request.
         """
-        model = self.model
-        model.on_demand = True
-        model.check, model.queue, model.wake = check, queue, wake
+        self.model.on_demand = True
+        self.model.serving = Serving(check, queue, wake=wake)
 
     def resemble(self, loaded: Model) -> None:
         """Copies the signature and placement of an earlier load, and continues its statistics."""
@@ -145,4 +144,5 @@ class StandIn(ShownVersion):
 
     def hand_over(self, loaded: Model) -> None:
         """Passes all later requests directly to the loaded version."""
-        self.model.check, self.model.queue = loaded.check, loaded.queue
+        serving = loaded.serving
+        self.model.serving = Serving(serving.check, serving.queue, wake=self.model.serving.wake)

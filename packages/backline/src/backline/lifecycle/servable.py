@@ -13,7 +13,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.model import LoadProgress, Model
+from backline.engine.model import NO_SEQUENCES, NOT_SERVED, LoadProgress, Model, OpenSequences, Serving
 from backline.engine.request_check import DecoupledCheck
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.lifecycle.loading.instances import InstanceMaker
@@ -187,7 +187,6 @@ class Servable(ShownVersion):
             known,
             self.kind,
             from_elsewhere=self._from_elsewhere,
-            on_bytes=on_bytes,
         )
         try:
             # A runtime cannot be interrupted, so after a cancellation, the model is closed once it is loaded.
@@ -228,8 +227,9 @@ class Servable(ShownVersion):
             on_redescribed=lambda: self._on_redescribed(self),
         )
         instances = maker.make(loaded)
+        sequences: OpenSequences = NO_SEQUENCES
         if warm.tensors is not None:
-            self._queue = model.sequences = build_sequence_queue(
+            self._queue = sequences = build_sequence_queue(
                 model,
                 loaded,
                 instances,
@@ -261,8 +261,11 @@ class Servable(ShownVersion):
         model.decoupled = loaded.decoupled
         model.reads_parameters = loaded.reads_parameters
         self._tell(loaded)
-        model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
-        model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
+        model.serving = Serving(
+            DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check,
+            with_deadline(self._queue, model.config.default_deadline_seconds),
+            sequences,
+        )
 
     def _show_memory(self, memory: LoadMemory) -> None:
         self.memory = memory
@@ -361,10 +364,8 @@ class Servable(ShownVersion):
     @property
     def busy(self) -> bool:
         """Whether the version has requests in flight, or open sequences."""
-        queue, sequences = self._queue, self.model.sequences
-        return queue is not None and (
-            queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0)
-        )
+        queue, sequences = self._queue, self.model.serving.sequences
+        return queue is not None and (queue.pending > 0 or queue.running > 0 or sequences.open_sequences > 0)
 
     @property
     def last_used(self) -> float:
@@ -469,7 +470,7 @@ class Servable(ShownVersion):
         self._loaded = self._maker = None
         if self._load is not None:
             self._load.forget_calls()
-        self.model.queue = self.model.check = self.model.sequences = None
+        self.model.serving = NOT_SERVED
         self.model.memory_bytes = 0
 
     def _free(self, loaded: LoadedVersion) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
 from math import inf
 from time import monotonic
 
-from backline.engine.model import Model
+from backline.engine.model import NOT_SERVED, Model
 from backline.engine.ticket import Ticket
 from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.queueing import queue_settings
@@ -152,8 +152,8 @@ def check_later(_: Ticket) -> None:
 class OnDemandQueue:
     """A queue that holds requests for `model` while `load` loads the model. Use it only on the event loop.
 
-    `load` sets `model.check` and `model.queue` to the check and queue of the loaded version, to which the
-    held requests are then passed. If `load` raises an error, every held request gets that error. The load
+    `load` sets `model.serving` to the check and queue of the loaded version, to which the held requests are
+    then passed. If `load` raises an error, every held request gets that error. The load
     continues even if all requests expire or are cancelled.
     """
 
@@ -244,8 +244,8 @@ class OnDemandQueue:
     def _hand_over(self) -> None:
         model = self._model
         statistics = model.statistics
-        check, queue = model.check, model.queue
-        if check is None or queue is None or queue is self:
+        check, queue = model.serving.check, model.serving.queue
+        if model.serving is NOT_SERVED or queue is self:
             what = f"model '{model.name}' version {model.version}"
             self._refuse(Unavailable(f"{what} was unloaded again; try again later", retry_after=1))
             return

@@ -270,7 +270,7 @@ _GAUGES: tuple[FamilyTemplate, ...] = (
         "nv_inference_pending_request_count",
         "gauge",
         "Requests waiting in the queue",
-        lambda m: m.queue.pending if m.queue else 0,
+        lambda m: m.serving.queue.pending,
     ),
     _single(
         "nv_model_load_duration_secs",

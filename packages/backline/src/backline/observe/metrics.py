@@ -196,7 +196,7 @@ class Metrics:
             # The counters of a version that was unloaded and loaded again start at zero.
             self._demand += demand.since(self._counted.get(key, NO_DEMAND))
             self._counted[key] = demand
-            waiting += 0 if model.queue is None else model.queue.pending
+            waiting += model.serving.queue.pending
         for key in gone:
             self._counted.pop(key, None)
         self._signal = self._scaling.read(monotonic(), self._demand, waiting)

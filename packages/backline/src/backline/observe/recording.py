@@ -86,9 +86,8 @@ class LiveRecording:
     """A recording of one version. All methods must be called on the event loop; a thread writes the file."""
 
     def __init__(self, model: Model, count: int, max_bytes: int, file: Path) -> None:
-        assert model.check is not None
         self._model = model
-        self._check = model.check
+        self._check = model.serving.check
         self._count = count
         self._max_bytes = max_bytes
         self._file = file
@@ -125,7 +124,7 @@ class LiveRecording:
             await asyncio.shield(self._writing)
 
     def _end_if_unloaded(self) -> None:
-        if self._state == "recording" and self._model.check is not self._check:
+        if self._state == "recording" and self._model.serving.check is not self._check:
             self._end("the version was unloaded")
 
     def accepted(self, ticket: Ticket) -> None:

@@ -26,7 +26,7 @@ from backline.engine.model import Model
 from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
-from backline.lifecycle.loading.loader import load
+from backline.lifecycle.loading.loader import LoadHost, load
 from backline.lifecycle.loading.measurement_file import MeasurementFile
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import TENSORFLOW_FILE, warm_up, warm_up_items, warm_up_samples
@@ -35,7 +35,7 @@ from backline.lifecycle.memory.needs import LoadKind
 from backline.lifecycle.options import runs_apart
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
-from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.repository.repository import FetchedVersion, FoundVersion
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.system.cores import check_cores, pinned
 from backline.system.small_file import read_file
@@ -70,13 +70,12 @@ class WarmModel(Struct, frozen=True):
     content: str
 
 
-class VersionLoad:
+class VersionLoad(LoadHost):
     """The load of one version. Call `run` on a thread, and everything else on the event loop.
 
     `config` is the configuration as written, before the model completes it. `known` holds the measurements of
     an earlier load of the same files. `from_elsewhere` says whether the files come from a remote repository
-    or a load request; such files are not trusted. `on_bytes` is called while packages for the model's
-    environment are downloaded.
+    or a load request; such files are not trusted.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class VersionLoad:
         kind: LoadKind,
         *,
         from_elsewhere: bool,
-        on_bytes: OnBytes,
     ) -> None:
         self._shared = shared
         self._model = model
@@ -101,7 +99,7 @@ class VersionLoad:
         self._kind = kind
         self._from_elsewhere = from_elsewhere
         self._may_run_code = shared.options.trust_remote_code or not from_elsewhere
-        self._on_bytes = on_bytes
+        self._kept: MeasurementFile | None = None
         self._loop = asyncio.get_running_loop()
         self._starter: WorkerStarter | None = None
         self._trial: TrialWatch | None = None
@@ -123,7 +121,7 @@ class VersionLoad:
         content = self._content("its responses are cached for this load only", read=True) if cached else None
         config, options = self._config, self._shared.options
         check_cores(config.name, config.cpus)
-        kept = MeasurementFile(
+        self._kept = kept = MeasurementFile(
             self._shared.state_folder,
             config,
             self._version.version,
@@ -145,11 +143,9 @@ class VersionLoad:
                 self._fetched.path,
                 config,
                 known,
-                self._on_phase,
-                self._start_workers,
+                self,
                 load_options,
                 warm_up_items(config, self._fetched.model_folder),
-                kept.recall,
             ).continue_sequences(self._version.version, self._shared.remote_sequences)
             if known is None:
                 file_bytes = sum(file.size for file in self._version.files.values())
@@ -158,7 +154,7 @@ class VersionLoad:
             if completion is not None:
                 config = completion.apply(config)
             try:
-                self._on_phase("warm-up")
+                self.on_phase("warm-up")
                 check, tensors = warm_up_version(
                     config,
                     loaded,
@@ -214,7 +210,7 @@ class VersionLoad:
             memory=self._shared.options.load_memory_limit,
         )
         kept.hold()
-        self._trial = TrialWatch(self._on_phase)
+        self._trial = TrialWatch(self.on_phase)
         if self._cancelled:  # cancelled before there was a trial
             self._trial.cancel()
         passed = self._shared.trials().try_out(job, describe_runtime(entry), limits, self._trial)
@@ -239,7 +235,7 @@ class VersionLoad:
         if self._starter is not None:
             self._starter.calls.forget()
 
-    def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
+    def start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
         # Imported late, because only models in workers need this code.
         from backline.lifecycle.loading.worker_pools import RuntimeLimits, WorkerStarter
 
@@ -249,8 +245,7 @@ class VersionLoad:
             self._config,
             self._fetched.model_folder,
             self._loop,
-            on_phase=self._on_phase,
-            on_bytes=self._on_bytes,
+            host=self,
             limits=self._runtime_limits() if hosted.job else RuntimeLimits(),
         )
         if self._cancelled:  # cancelled before there was a starter
@@ -304,9 +299,17 @@ class VersionLoad:
             log.warning("model '%s' version %s: %s: %s", model.name, model.version, otherwise, error)
             return None
 
-    def _on_phase(self, phase: str) -> None:
+    def on_phase(self, phase: str) -> None:
         if self._model.progress is not None:
             self._model.progress.phase = phase
+
+    def on_bytes(self, done: int, total: int) -> None:
+        progress = self._model.progress
+        if progress is not None:
+            progress.bytes_done, progress.bytes_total = done, total
+
+    def recall(self, placed: Places) -> Measured | None:
+        return None if self._kept is None else self._kept.recall(placed)
 
 
 def as_in_triton(config: ModelConfig, path: Path) -> ModelConfig:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +23,8 @@ from backline.engine.model import Model
 from backline.environments.packed import PARAMETER, packed_environment
 from backline.environments.requirements import Requirements, find_requirements
 from backline.environments.store import Environment, Environments, User, borrow, default_folder
-from backline.environments.uv import OnBytes, Uv
+from backline.environments.uv import Uv
+from backline.lifecycle.loading.loader import LoadHost
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
@@ -61,9 +61,8 @@ class WorkerStarter:
     """Starts the workers of one version. If the model requires packages, the workers run in an environment
     built for the model.
 
-    `folder` is the model's folder, which holds its versions. `on_phase` is called with "environment" before
-    an environment is built and with "load" afterwards, and `on_bytes` while its packages are downloaded.
-    `limits` apply only to workers that load a file with a runtime.
+    `folder` is the model's folder, which holds its versions. The `host` is told when an environment is built
+    and while its packages are downloaded. `limits` apply only to workers that load a file with a runtime.
     """
 
     def __init__(
@@ -74,8 +73,7 @@ class WorkerStarter:
         folder: Path,
         loop: asyncio.AbstractEventLoop,
         *,
-        on_phase: Callable[[str], None],
-        on_bytes: OnBytes,
+        host: LoadHost,
         limits: RuntimeLimits,
     ) -> None:
         self._limits = limits
@@ -88,8 +86,7 @@ class WorkerStarter:
         #: Whether the model runs in this process, for debugging.
         self._debugged = config.name == shared.options.debugged_model
         self._environments = _environments(default_folder(shared.options.cache_folder))
-        self._on_phase = on_phase
-        self._on_bytes = on_bytes
+        self._host = host
         self.calls = ModelCalls(shared.engine, shared.call_graph, shared.permits, model)
         #: The parts of the configuration that the model completed; None before `start`.
         self.completion: Completion | None = None
@@ -102,7 +99,7 @@ class WorkerStarter:
         self._cancelled = False
 
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
-        """Starts the workers; see StartWorkers in loader.py.
+        """Starts the workers; see LoadHost.
 
         A model that completes its configuration does this in a first worker, which is then closed.
         """
@@ -256,7 +253,7 @@ class WorkerStarter:
         return environment
 
     def _build(self, requirements: Requirements, user: User) -> None:
-        self._on_phase("environment")
+        self._host.on_phase("environment")
         self._uv = uv = Uv()
         if self._cancelled:  # `cancel` may have run before `_uv` was set
             uv.cancel()
@@ -264,11 +261,11 @@ class WorkerStarter:
         log.info(text, self._config.name, self._version, requirements.source)
         try:
             self._environments.build(
-                requirements, uv, user, on_bytes=self._on_bytes, stop=lambda: self._cancelled
+                requirements, uv, user, on_bytes=self._host.on_bytes, stop=lambda: self._cancelled
             )
         finally:
             self._uv = None
-        self._on_phase("load")
+        self._host.on_phase("load")
 
     def _command(
         self, hosted: HostedModel, environment: Environment | None, placed: Places, *, complete: bool = False

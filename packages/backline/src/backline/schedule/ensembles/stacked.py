@@ -42,13 +42,13 @@ def queue_at_once(model: Model) -> RunsAtOnce | None:
     or if requests to the model must not be stacked: because they are recorded one by one, because the model
     must not run them again if a later step fails, or because it has its own rules for joining requests.
     """
-    queue, config = model.queue, model.config
+    queue, config = model.serving.queue, model.config
     if not _runs_at_once(queue) or model.recording is not None or config.idempotent is False:
         return None
     return queue if config.joining is None else None
 
 
-def _runs_at_once(queue: RequestQueue | None) -> TypeGuard[RunsAtOnce]:
+def _runs_at_once(queue: RequestQueue) -> TypeGuard[RunsAtOnce]:
     return hasattr(queue, "run_at_once")
 
 
@@ -168,9 +168,9 @@ class StackedRun(Owner):
         try:
             model = self._queue.find(step.model, step.version)
             queue = queue_at_once(model)
-            if queue is None or queue.most_at_once < self._items or model.check is None:
+            if queue is None or queue.most_at_once < self._items:
                 return False
-            model.check(ticket)
+            model.serving.check(ticket)
         except BacklineError:
             return False
         batch = queue.run_at_once(ticket)

@@ -34,7 +34,7 @@ from backline.lifecycle.loading.isolation.messages import (
     decode_job,
     encode_report,
 )
-from backline.lifecycle.loading.loader import load
+from backline.lifecycle.loading.loader import LoadHost, load
 from backline.lifecycle.loading.measurement_file import device_names
 from backline.lifecycle.loading.version_load import warm_up_version
 from backline.lifecycle.loading.warm_up import warm_up_items
@@ -48,6 +48,19 @@ from backline_client.values.errors import BacklineError
 _FILLING = 0x5A
 
 
+class _TrialHost(LoadHost):
+    """Reports the phases of a trial."""
+
+    def __init__(self, report: Callable[[Report], None]) -> None:
+        self._report = report
+
+    def on_phase(self, phase: str) -> None:
+        # Memory is not filled during the trial runs, because they are timed.
+        fill_blocks(0 if phase == "probe" else _FILLING)
+        if phase in ("load", "probe", "warm-up"):
+            self._report(Began(phase))  # type: ignore[arg-type]
+
+
 def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
     """Loads, tests, measures and warms up a file as the server would, and reports each phase.
 
@@ -55,17 +68,12 @@ def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
     """
     config = replace(job.config, warm_up=tuple(replace(sample, count=1) for sample in job.config.warm_up))
 
-    def on_phase(phase: str) -> None:
-        # Memory is not filled during the trial runs, because they are timed.
-        fill_blocks(0 if phase == "probe" else _FILLING)
-        if phase in ("load", "probe", "warm-up"):
-            report(Began(phase))  # type: ignore[arg-type]
-
+    host = _TrialHost(report)
     try:
         with pinned(config.cpus):
             samples = warm_up_items(config, job.model_folder)
-            loaded = load(job.path, config, None, on_phase, None, job.options, samples)
-            on_phase("warm-up")
+            loaded = load(job.path, config, None, host, job.options, samples)
+            host.on_phase("warm-up")
             warm_up_version(config, loaded, job.path, job.model_folder, job.recorded)
             report(Passed(loaded.measured, device_names(loaded.placed)))
     except BacklineError as error:

@@ -104,7 +104,7 @@ class Activity:
             model.unready,
             id(model),
             model.memory_bytes,
-            0 if model.queue is None else model.queue.pending,
+            model.serving.queue.pending,
             tuple(sorted(self._engine.labels(model.name).items())),
             counters.execution_count,
             counters.success.count,
@@ -128,7 +128,7 @@ class Activity:
             "backend": model.backend or ("ensemble" if model.config.ensemble else ""),
             "decoupled": model.decoupled,
             "memory": model.memory_bytes,
-            "queued": 0 if model.queue is None else model.queue.pending,
+            "queued": model.serving.queue.pending,
             "max_batch_size": model.max_batch_size,
             **_counters(counters),
         }

@@ -4,6 +4,11 @@ finds loops.
 The graph of a SavedModel also contains operations for saving, so only operations that can run are checked:
 those needed by signatures (which may not read files), by initialisation (which may read tables from the
 model's own assets), and by the restore operation (which may read the model's own variables).
+
+The list is not a sandbox. A process of its own contains crashes and memory, but it may read the same files as
+the server; the list keeps a model that somebody else made from reading or sending them through TensorFlow's
+documented operations. A release of TensorFlow may add operations that it does not know, and a bug in a kernel
+needs no operation of this list.
 """
 
 from __future__ import annotations
