@@ -78,19 +78,20 @@ class Admission:
     def _check(
         self, caller: HttpRequest | Call, fields: Mapping[bytes, bytes], body: Buffer, operation: Operation
     ) -> Identity:
-        scope, model = operation.target.scope, operation.target.model
+        scope = operation.target.scope
         try:
             identity = caller.identity = self._identify(fields, caller)
             if self._admitted.get((identity, operation)) is not None:
                 return identity
-            identity.require(scope, model)
-            if operation.model_of is not None and not (scope is Scope.INFER and identity.infers_all):
+            infers = scope is Scope.INFER
+            if operation.model_of is None or infers:
+                identity.require(scope, operation.target.model)
+            if operation.model_of is not None and not (infers and identity.infers_all):
                 # Not remembered, because the next message may name another model.
-                model = operation.model(body)
-                identity.require(scope, model)
+                identity.require(scope, operation.model(body))
                 return identity
         except BacklineError as error:
-            self._audit.refused(caller, operation.route, model, error)
+            self._audit.refused(caller, operation.route, _named(operation, body), error)
             raise
         given = fields.get(AUTHORIZATION, b"")
         if identity.lasts and max(len(given), len(operation.path)) <= MAX_REMEMBERED_SIZE:
@@ -98,6 +99,14 @@ class Admission:
             # by their identity only.
             self._admitted.keep((given or identity, operation), identity)
         return identity
+
+
+def _named(operation: Operation, body: Buffer) -> str | None:
+    """Returns the model that a refused request names; None if there is none or it cannot be read."""
+    try:
+        return operation.model(body) or None
+    except BacklineError:
+        return None
 
 
 def admit_message(identity: Identity | None, scope: Scope, model: str | None, size: int) -> None:
