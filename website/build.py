@@ -75,6 +75,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),
+    "Plug-ins": ("docs/write-a-dialect.md",),
     "Inside": ("ARCHITECTURE.md", "CONTRIBUTING.md", "RELEASING.md", "CHANGELOG.md"),
 }
 #: Files that pages link to and that are not pages.
