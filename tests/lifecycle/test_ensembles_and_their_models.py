@@ -23,7 +23,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, SequenceStep
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
-from backline.lifecycle.composed import with_media
+from backline.lifecycle.composed import with_kinds
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
 from support.embedded import start
@@ -401,7 +401,7 @@ def test_an_ensemble_takes_the_kind_of_file_that_its_step_takes() -> None:
     steps = Ensemble((EnsembleStep("pitch", "", {"sound": "song", "text": "title"}, {}),))
     inputs = (replace(text, name="title"), replace(sound, name="song"))
 
-    found = with_media(Signature(inputs, ()), engine, steps)
+    found = with_kinds(Signature(inputs, ()), engine, steps)
 
     assert [(spec.name, spec.media) for spec in found.inputs] == [("title", ""), ("song", "audio")]
 
