@@ -19,7 +19,7 @@ from backline.dialects.json_scan import MAX_KEYS
 from backline.dialects.off_loop import PIECE
 from backline.dialects.plain.media import MAX_PADDING
 from backline.dialects.plain.reader import MAX_JSON, MAX_LISTS
-from backline.dialects.plain.values import value_of
+from backline.dialects.bodies.values import value_of
 from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec

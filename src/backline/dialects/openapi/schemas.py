@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from backline.dialects.bodies.values import NON_FINITE
 from backline.dialects.open_inference.metadata import SCALAR
-from backline.dialects.plain.values import NON_FINITE
 from backline.engine.model import Model
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
