@@ -193,11 +193,12 @@ class _Finder:
         module = type(part).__module__.partition(".")[0]
         if module != "sklearn" or type(part).__name__ == "FunctionTransformer":
             self.needs_names = True
+        children = list(_children(part))
         if names is not None:
-            self.used.update(names)
+            self.used.update(() if children else names)
             for column in _known(part, names):
                 self._keep(column)
-        for child in _children(part):
+        for child in children:
             self.look(child, names)
 
     def _keep(self, column: Column) -> None:
