@@ -159,6 +159,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
     BackendEntry(
         "mlflow", "mlflow", "mlflow", "MlFlow", runtime="the runtime of the MLflow model", extra="mlflow"
     ),
+    BackendEntry("mlflow_pyfunc", "mlflow_pyfunc", "mlflow", "PyFunc", hosted=True, extra="mlflow"),
     BackendEntry("python", "python", "python", "Python", hosted=True),
     BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True, extra="torchserve"),
     BackendEntry("remote", "remote", "remote", "Remote"),
@@ -174,11 +175,13 @@ _BY_NAME: Final = {entry.name: entry for entry in BACKENDS}
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
     """Returns the backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
-    Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
+    Imports no runtime. Raises InvalidArgument if no backend has that name or format.
     """
     entry = _configured(config)
     if entry is None and (format := _format_of(path)) is not None:
         entry = _BY_NAME[format.backend]
+        if entry.name == "mlflow":  # the flavours in the folder decide whether it runs in a worker process
+            entry = _BY_NAME[import_module("backline.backends.mlflow").backend_for(path)]
     if entry is None:
         raise InvalidArgument(
             f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
