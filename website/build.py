@@ -40,6 +40,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Models": (
         "docs/repositories.md",
         "docs/backends.md",
+        "docs/tables.md",
         "docs/configuration.md",
         "docs/shapes.md",
         "docs/tuning.md",
