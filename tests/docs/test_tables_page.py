@@ -63,7 +63,7 @@ def test_every_other_request_is_answered(command: str, server: ServerProcess) ->
 
 def test_the_configuration_of_types_is_accepted(server: ServerProcess, tmp_path: Path) -> None:
     text = next(
-        block.text for block in blocks(PAGE) if block.language == "text" and "max_batch" in block.text
+        block.text for block in blocks(PAGE) if block.language == "text" and block.text.startswith("input [")
     )
     folder = Path(server.log).parent / "models" / "churn"
     (tmp_path / "churn").mkdir()
