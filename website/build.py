@@ -41,6 +41,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/repositories.md",
         "docs/write-a-repository-scheme.md",
         "docs/backends.md",
+        "docs/tables.md",
         "docs/configuration.md",
         "docs/shapes.md",
         "docs/tuning.md",

@@ -14,9 +14,9 @@ from fake_models import Caller, HttpAnswer, add_model
 from PIL import Image
 
 from backline.dialects.application import build_application
+from backline.dialects.bodies.values import value_of
 from backline.dialects.input_plan import MAX_BYTES_ELEMENTS
 from backline.dialects.json_scan import MAX_KEYS
-from backline.dialects.json_values import value_of
 from backline.dialects.off_loop import PIECE
 from backline.engine.engine import Engine
 from backline.plugins.dialects.plain.media import MAX_PADDING

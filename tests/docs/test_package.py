@@ -37,6 +37,8 @@ EXTRAS = {
     "lightgbm": "lightgbm",
     "catboost": "catboost",
     "skops": "sklearn",
+    "pandas": "pandas",
+    "pyarrow": "arrow",
     "yaml": "mlflow",
     "grpc": "grpc",
     "matplotlib": "plot",

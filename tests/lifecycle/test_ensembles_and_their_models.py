@@ -18,7 +18,7 @@ from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelCon
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState, Serving
 from backline.engine.ticket import Ticket
-from backline.lifecycle.composed import with_media
+from backline.lifecycle.composed import with_kinds
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
 from backline_client.values.datatypes import DataType
@@ -499,7 +499,7 @@ def test_an_ensemble_takes_the_kind_of_file_that_its_step_takes() -> None:
     steps = Ensemble((EnsembleStep("pitch", "", {"sound": "song", "text": "title"}, {}),))
     inputs = (replace(text, name="title"), replace(sound, name="song"))
 
-    found = with_media(Signature(inputs, ()), engine, steps)
+    found = with_kinds(Signature(inputs, ()), engine, steps)
 
     assert [(spec.name, spec.media) for spec in found.inputs] == [("title", ""), ("song", "audio")]
 

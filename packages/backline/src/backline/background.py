@@ -236,6 +236,7 @@ def serve(
                 state_folder=folder / "state",
                 trust_pickle_models=(name,) if name else (),
                 trust_skops_types=trusted,
+                own_models=(name,) if name else (),
                 debugged_model=debugged,
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,13 +20,16 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
 
     Arrays (anything with a dtype) are cast only if numpy considers the cast safe, so FP64 is not narrowed to
     FP32. Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and also a
-    dict or, if the model expects a list as JSON, a list, which are sent as JSON. No dimension is added,
+    dict or, if the model expects a list as JSON, a list, which are sent as JSON. Columns of a table take
+    None and NaN for missing values, and numbers that fit exactly. No dimension is added,
     except that a single value is accepted for shape [1], which is how servers describe a scalar. A Tensor is
     returned unchanged. Raises InvalidArgument for any other value.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
         return value
+    if spec.column:
+        value = _column(spec.datatype, value)
     if spec.datatype is DataType.BYTES:
         data = _bytes_array(where, spec, value)
     elif hasattr(value, "dtype") or hasattr(value, "__array__"):
@@ -36,6 +40,34 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
         data = data.reshape((1,) * len(spec.shape))
     _check_shape(where, spec, data.shape)
     return Tensor(spec.name, spec.datatype, data.shape, data)
+
+
+def _column(datatype: DataType, value: Any) -> Any:
+    """Returns the values of a table's column, such as a Series of pandas, with numbers and missing values in
+    the column's type. Returns anything that does not fit the column unchanged.
+    """
+    array = np.asarray(value, np.object_ if isinstance(value, list | tuple) else None)
+    if array.dtype.kind == "O":
+        missing = np.array([_is_missing(one) for one in array.reshape(-1).tolist()], np.bool_)
+        filled = array.reshape(-1).copy()
+        filled[missing] = "" if datatype is DataType.BYTES else math.nan
+        array = filled.reshape(array.shape)
+        if datatype is DataType.BYTES:
+            return array
+        if not all(isinstance(one, int | float | np.number | np.bool_) for one in filled.tolist()):
+            return value
+        array = array.astype(np.float64)
+    if datatype is DataType.BYTES or array.dtype.kind not in "biuf":
+        return value
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(datatype.dtype)
+    return cast if np.array_equal(cast, array, equal_nan=array.dtype.kind == "f") else value
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")  # pandas' own
 
 
 def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:

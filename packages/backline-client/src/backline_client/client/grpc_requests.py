@@ -187,6 +187,7 @@ class GrpcRequests(Transport):
                         DataType.from_name(entry.datatype),
                         tuple(entry.shape),
                         json=entry.parameters["json"].string_param if "json" in entry.parameters else "",
+                        column="column" in entry.parameters,
                     )
                     for entry in entries
                 )

@@ -395,4 +395,5 @@ def _spec(entry: _TensorJson) -> TensorSpec:
         tuple(entry.shape),
         optional=(entry.parameters or {}).get("optional") is True,
         json=str((entry.parameters or {}).get("json", "")),
+        column=(entry.parameters or {}).get("column") is True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from msgspec import Struct
 
 from backline_client.values.datatypes import DataType
@@ -11,10 +12,12 @@ from backline_client.values.tensor import Shape
 class TensorSpec(Struct, frozen=True):
     """An input or output of a model.
 
-    `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
-    configuration, `shape` is the shape that clients see, and `reshape` the shape that the model has, or None
-    if both are the same. `json` is "object" or "list" if each element of a BYTES tensor is the JSON text of
-    an object or a list. `media` is "image" or "audio" if each element is a file of that kind.
+    `shape` has -1 for variable dimensions. `labels` name the classes of a classification output, or list
+    values that an input is known to accept. In a configuration, `shape` is the shape that clients see, and
+    `reshape` the shape that the model has, or None if both are the same. `json` is "object" or "list" if each
+    element of a BYTES tensor is the JSON text of an object or a list. `media` is "image" or "audio" if each
+    element is a file of that kind. `column` says that the input is a column of a table: an empty string
+    stands for a missing value, and a boolean may be sent as a number.
     """
 
     name: str
@@ -25,6 +28,17 @@ class TensorSpec(Struct, frozen=True):
     reshape: Shape | None = None
     json: str = ""
     media: str = ""
+    column: bool = False
+
+    def listed_values(self) -> np.ndarray:
+        """Returns the `labels` of an input as an array of its datatype."""
+        if self.datatype is DataType.BYTES:
+            values = np.empty(len(self.labels), np.object_)
+            values[:] = [label.encode() for label in self.labels]
+            return values
+        if self.datatype is DataType.BOOL:
+            return np.array([label == "True" for label in self.labels], np.bool_)
+        return np.array(self.labels, np.str_).astype(np.float64).astype(self.datatype.dtype)
 
     def __str__(self) -> str:
         """Returns the description of the tensor for messages, such as "x FP32[-1, 4]"."""

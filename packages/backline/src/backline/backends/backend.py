@@ -229,6 +229,19 @@ class FileCheck(Protocol):
         """Raises InvalidArgument, which says what is wrong, if a file is truncated or cannot be a model."""
 
 
+class WorkerBackend(Protocol):
+    """A Backend some of whose files must not be loaded into the server's process; see `needs_worker`."""
+
+    def needs_worker(self, path: Path, config: ModelConfig) -> bool:
+        """Returns whether a worker process must load the file. Reads the file, but does not load it."""
+
+
+def needs_worker(backend: Backend, path: Path, config: ModelConfig) -> bool:
+    """Returns whether a worker process must load a file, because loading it may import large libraries."""
+    method: Callable[[Path, ModelConfig], bool] | None = getattr(backend, "needs_worker", None)
+    return method is not None and method(path, config)
+
+
 class GpuBackend(Protocol):
     """A Backend that can compute on GPUs; see `gpus_of`."""
 

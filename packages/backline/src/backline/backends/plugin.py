@@ -41,6 +41,9 @@ class BackendPlugin(Plugin, frozen=True, kw_only=True):
     #: The function ("module:function") that returns the extras that the model at a path needs in addition to
     #: `extra`; empty if there are none.
     further_extras: str = ""
+    #: The function ("module:function") that returns the name of the backend that loads the model at a path;
+    #: empty if this backend loads all of its models.
+    loaded_by: str = ""
 
     def imports_for(self, path: Path) -> tuple[str, ...]:
         """Returns the modules and functions (see `imports`) for a process that forks for a trial of `path`.
@@ -53,6 +56,12 @@ class BackendPlugin(Plugin, frozen=True, kw_only=True):
         module, _, function = self.further_extras.partition(":")
         further = getattr(import_module(module), function)(path) if module and path.exists() else set()
         return {self.extra, *further} - {""}
+
+    def loader(self, path: Path) -> str:
+        """Returns the name of the backend that loads the model at `path`; see `loaded_by`."""
+        module, _, function = self.loaded_by.partition(":")
+        name: str = getattr(import_module(module), function)(path) if module else self.name
+        return name
 
     def backend(self) -> Backend:
         """Returns the backend, which is created on first use. Imports its module."""

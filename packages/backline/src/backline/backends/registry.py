@@ -41,11 +41,13 @@ def find_backend(name: str) -> BackendPlugin | None:
 def choose(config: ModelConfig, path: Path) -> BackendPlugin:
     """Returns the backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
-    Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
+    Imports no runtime. Raises InvalidArgument if no backend has that name or format.
     """
     entry = _configured(config)
     if entry is None and (format := _format_of(path)) is not None:
         entry = find_backend(format.backend)
+        if entry is not None and entry.loaded_by:
+            entry = find_backend(entry.loader(path))
     if entry is None:
         raise InvalidArgument(
             f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"

@@ -67,7 +67,7 @@ class ComposedServable(Servable):
         if reason:
             raise InvalidArgument(reason)
         check_steps(self._engine, config, self._ensemble)
-        signature = with_media(composed_signature(config), self._engine, self._ensemble)
+        signature = with_kinds(composed_signature(config), self._engine, self._ensemble)
         self._composed = EnsembleQueue(
             config.name,
             self.model.version,
@@ -241,17 +241,22 @@ def composed_signature(config: ModelConfig) -> Signature:
     return Signature(full(config.inputs), full(config.outputs))
 
 
-def with_media(signature: Signature, engine: Engine, ensemble: Ensemble) -> Signature:
-    """Returns the signature with the `media` of the steps' inputs, because the steps get the files that
-    clients send to the ensemble. All called models must be ready.
+def with_kinds(signature: Signature, engine: Engine, ensemble: Ensemble) -> Signature:
+    """Returns the signature with `media` and `column` of the steps' inputs, because the steps get the files
+    and columns that clients send to the ensemble. All called models must be ready.
     """
-    media = {
-        step.inputs[spec.name]: spec.media
+    kinds = {
+        step.inputs[spec.name]: spec
         for step in ensemble.steps
         for spec in called(engine, step).signature.inputs
-        if spec.media and spec.name in step.inputs
+        if (spec.media or spec.column) and spec.name in step.inputs
     }
-    inputs = tuple(replace(spec, media=media.get(spec.name, "")) for spec in signature.inputs)
+    inputs = tuple(
+        replace(spec, media=kinds[spec.name].media, column=kinds[spec.name].column)
+        if spec.name in kinds
+        else replace(spec, media="", column=False)
+        for spec in signature.inputs
+    )
     return replace(signature, inputs=inputs)
 
 

@@ -129,5 +129,13 @@ class ModelCalls:
 
 def _specs(specs: Iterable[TensorSpec]) -> list[Spec]:
     return [
-        Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional, json=spec.json) for spec in specs
+        Spec(
+            spec.name,
+            spec.datatype.name,
+            list(spec.shape),
+            spec.optional,
+            json=spec.json,
+            column=spec.column,
+        )
+        for spec in specs
     ]

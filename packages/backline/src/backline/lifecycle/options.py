@@ -104,6 +104,8 @@ class LifecycleOptions(Struct, frozen=True):
     trust_pickle_models: tuple[str, ...] = ()
     #: The full names of types that skops files may contain although skops does not know them.
     trust_skops_types: tuple[str, ...] = ()
+    #: The names of models that this program itself has made. It loads them without a worker process.
+    own_models: tuple[str, ...] = ()
     #: Whether a model that asks for a GPU fails to load if no GPU can be used, instead of running on the CPU.
     strict_devices: bool = False
     #: Whether to run code (Python, TorchScript, torch.export) from remote repositories or load requests.

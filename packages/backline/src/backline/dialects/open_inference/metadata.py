@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from backline.access.identity import Identity
 from backline.access.scope import Scope
+from backline.dialects.answers import encode_json
 from backline.engine.engine import Engine
 from backline.engine.model import NO_VERSION, Model, ModelState
 from backline_client.values.private_places import for_clients
@@ -152,6 +153,11 @@ def _entry(model: Model) -> dict[str, str]:
 
 def _tensor(spec: TensorSpec, shape: Shape) -> dict[str, Any]:
     tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype.name, "shape": list(shape)}
-    if spec.json:
-        tensor["parameters"] = {"json": spec.json}
+    parameters: dict[str, Any] = {"json": spec.json} if spec.json else {}
+    if spec.column:
+        parameters["column"] = True
+    if spec.labels:  # parameters are scalars in gRPC
+        parameters["labels"] = encode_json(spec.labels).decode()
+    if parameters:
+        tensor["parameters"] = parameters
     return tensor

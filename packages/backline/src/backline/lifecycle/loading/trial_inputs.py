@@ -57,7 +57,10 @@ def make_inputs(
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
-        values = make_values(spec.datatype, element_count(shape), family, seed * 31 + index)
+        if spec.labels:
+            values = _pick(spec.listed_values(), element_count(shape), seed * 31 + index)
+        else:
+            values = make_values(spec.datatype, element_count(shape), family, seed * 31 + index)
         arrays[spec.name] = values.reshape(shape)
     return arrays
 
@@ -123,10 +126,9 @@ FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
 def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) -> np.ndarray:
     """Returns `count` values of a family, as a flat array; the same seed gives the same values."""
     if datatype is DataType.BYTES:
-        words = np.empty(count, np.object_)
-        indexes = _scramble(count, seed) % np.uint32(len(family.words))
-        words[:] = [family.words[index] for index in indexes.tolist()]
-        return words
+        words = np.empty(len(family.words), np.object_)
+        words[:] = family.words
+        return _pick(words, count, seed)
     if datatype in FLOATS:
         # numpy.random is not used, because its import would slow down the start.
         spread = _scramble(count, seed) / np.float32(2**31) - np.float32(1)
@@ -142,6 +144,11 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
     top = min(family.top, np.iinfo(datatype.dtype).max)
     lowest = min(family.lowest, top)
     return (_scramble(count, seed) % np.uint32(top - lowest + 1) + np.uint32(lowest)).astype(datatype.dtype)
+
+
+def _pick(values: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns `count` of the values; the same seed gives the same choice."""
+    return values[_scramble(count, seed) % np.uint32(len(values))]
 
 
 def _scramble(count: int, seed: int) -> np.ndarray:

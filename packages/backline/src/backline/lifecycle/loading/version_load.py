@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from backline.backends.backend import HostedModel, LoadOptions
+from backline.backends.backend import HostedModel, LoadOptions, needs_worker
+from backline.backends.plugin import BackendPlugin
 from backline.backends.registry import choose, describe_runtime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.device import Places
@@ -109,8 +110,10 @@ class VersionLoad(LoadHost):
         """Loads the model. This may take minutes. Raises BacklineError when the model cannot be served."""
         self._fetched.check()
         apart = runs_apart(self._shared.options.isolate, from_elsewhere=self._from_elsewhere)
-        if apart and choose(self._config, self._fetched.path).runtime:
+        entry = choose(self._config, self._fetched.path)
+        if entry.runtime and (apart or self._needs_worker(entry)):
             self._config = replace(self._config, lane="process")
+            self._kind = replace(self._kind, workers=max(self._kind.workers, 1))
         if self._shared.options.onnx_as_triton:
             self._config = as_in_triton(self._config, self._fetched.path)
         if self._shared.options.memory_budget is not None and self._config.lone_run_threads is None:
@@ -171,6 +174,13 @@ class VersionLoad(LoadHost):
         if memory is None:
             memory = measure_workers(self._kind, loaded.pids, self._shared.held)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
+
+    def _needs_worker(self, entry: BackendPlugin) -> bool:
+        """Returns whether a worker process must load the files. A program that serves its own model does so
+        itself: it has imported what the model needs, and may define what the model's file refers to.
+        """
+        own = self._config.name in self._shared.options.own_models
+        return not own and needs_worker(entry.backend(), self._fetched.path, self._config)
 
     @property
     def pids(self) -> list[int]:

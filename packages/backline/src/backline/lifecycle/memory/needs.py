@@ -36,7 +36,7 @@ _WEIGHT = 0.2
 _COPIES_WHILE_LOADING = 1.2
 #: The bytes that a worker process is assumed to need, in addition to the model's files, until a load is
 #: measured: for the interpreter and NumPy and, with TorchServe, for PyTorch.
-_WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB}
+_WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB, "mlflow_pyfunc": 250 * MIB}
 #: The bytes that the import of a runtime is assumed to add to the server's process, until an import is
 #: measured.
 _RUNTIMES = {

@@ -28,9 +28,8 @@ class NameClasses(Stage):
         labels = {spec.name: spec.labels for spec in self.outer.outputs if spec.labels}
         if not labels:
             return inner
-        return replace(
-            inner, outputs=tuple(replace(spec, labels=labels.get(spec.name, ())) for spec in inner.outputs)
-        )
+        outputs = tuple(replace(spec, labels=labels.get(spec.name, spec.labels)) for spec in inner.outputs)
+        return replace(inner, outputs=outputs)
 
 
 #: The stages in the order in which a request passes them on its way to the backend. Responses and signatures

@@ -91,8 +91,8 @@ class Kind(IntEnum):
 @decodable
 class Spec(msgspec.Struct, array_like=True):
     """An input or output of a model. `shape` excludes the batch dimension, and has -1 for variable
-    dimensions. `reshape` is the shape that the model sees, if it differs from `shape`. `json` and `media` are
-    as in TensorSpec.
+    dimensions. `reshape` is the shape that the model sees, if it differs from `shape`. `json`, `media`,
+    `labels` and `column` are as in TensorSpec.
     """
 
     name: str
@@ -102,6 +102,8 @@ class Spec(msgspec.Struct, array_like=True):
     reshape: list[int] | None = None
     json: str = ""
     media: str = ""
+    labels: list[str] = []
+    column: bool = False
 
 
 @decodable

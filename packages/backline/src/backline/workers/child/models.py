@@ -200,7 +200,12 @@ class WorkerControl(ModelControl):
 def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
-            spec.name, DataType.from_name(spec.datatype), tuple(spec.shape), spec.optional, json=spec.json
+            spec.name,
+            DataType.from_name(spec.datatype),
+            tuple(spec.shape),
+            spec.optional,
+            json=spec.json,
+            column=spec.column,
         )
         for spec in specs
     )

@@ -244,8 +244,10 @@ class WorkerPool(ModelInWorkers):
                     DataType.from_name(spec.datatype),
                     (*batch, *spec.shape),
                     spec.optional,
+                    tuple(spec.labels),
                     json=spec.json,
                     media=spec.media,
+                    column=spec.column,
                 )
                 for spec in specs
             )

@@ -219,6 +219,7 @@ def _metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
     for tensor in (*document["inputs"], *document["outputs"]):
         if "parameters" in tensor:
             tensor["parameters"] = {
-                key: {"string_param": value} for key, value in tensor["parameters"].items()
+                key: {"bool_param" if value is True else "string_param": value}
+                for key, value in tensor["parameters"].items()
             }
     return document

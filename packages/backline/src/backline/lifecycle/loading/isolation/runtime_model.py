@@ -107,4 +107,11 @@ def _be_expendable() -> None:
 
 
 def _spec(spec: TensorSpec) -> Spec:
-    return Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional)
+    return Spec(
+        spec.name,
+        spec.datatype.name,
+        list(spec.shape),
+        spec.optional,
+        labels=list(spec.labels),
+        column=spec.column,
+    )

@@ -12,8 +12,8 @@ import msgspec
 
 from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
+from backline.dialects.bodies.values import value_of
 from backline.dialects.deferred import DeferredAnswers
-from backline.dialects.json_values import value_of
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.model import Model

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from backline.dialects.bodies.bodies import ARROW, CSV
 from backline.plugins.dialects.openapi.schemas import (
     BINARY,
     BOOLEAN,
@@ -123,12 +124,16 @@ _PLAIN = Operation(
         "audio/wav": BINARY,
         "text/plain": STRING,
         "application/octet-stream": BINARY,
+        CSV: STRING,
+        ARROW: BINARY,
     },
     {
         JSON: OBJECT,
         "multipart/form-data": OBJECT,
         "application/x-npy": BINARY,
         "application/octet-stream": BINARY,
+        CSV: STRING,
+        ARROW: BINARY,
     },
     True,
     query={

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from backline.dialects.json_values import NON_FINITE
+from backline.dialects.bodies.values import NON_FINITE
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.engine.model import Model
 from backline_client.values.datatypes import DataType
@@ -82,7 +82,8 @@ def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
             return {"type": "object" if spec.json == "object" else "array"}
         # An x-media keyword makes the console ask for a file of that kind.
         media = {"x-media": spec.media} if spec.media else {}
-        return {"anyOf": [STRING, ENCODED], **media}
+        missing = [{"type": "null"}] if spec.column else []
+        return {"anyOf": [STRING, ENCODED, *missing], **media}
     if datatype is DataType.BOOL:
         return BOOLEAN
     if datatype.dtype.kind in "iu" and datatype is not DataType.BF16:
@@ -90,7 +91,9 @@ def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
         return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
     limit = _LIMITS.get(datatype)
     number = {"type": "number", **({} if limit is None else {"minimum": -limit, "maximum": limit})}
-    return number if exact else {"anyOf": [number, {"enum": list(NON_FINITE)}]}
+    if exact:
+        return number
+    return {"anyOf": [number, {"enum": list(NON_FINITE)}, *([BOOLEAN] if spec.column else [])]}
 
 
 def nested(spec: TensorSpec, shape: Sequence[int]) -> Schema:

@@ -12,7 +12,8 @@ from io import BytesIO
 
 import numpy as np
 
-from backline.dialects.json_values import widened
+from backline.dialects.bodies.bodies import BODIES
+from backline.dialects.bodies.values import widened
 from backline.engine.numbers import parse_whole
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument, NotAcceptable
@@ -232,8 +233,8 @@ WRITERS: Mapping[str, Callable[[Tensor, Form], bytes]] = {
     TEXT: write_text,
     BINARY: write_binary,
 }
-#: All forms of a response, in order of preference. JSON and events contain all outputs.
-FORMS = (JSON, EVENTS, *WRITERS)
+#: All forms of a response, in order of preference. JSON, events and bodies contain all outputs.
+FORMS = (JSON, EVENTS, *WRITERS, *BODIES)
 
 
 def choose_output(outputs: list[Tensor], form: Form) -> Tensor:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
+from backline.dialects.bodies import json_rows
+from backline.dialects.bodies.bodies import BODIES
+from backline.dialects.bodies.columns import Inputs, unknown_input
+from backline.dialects.bodies.json_rows import is_rows
+from backline.dialects.bodies.values import bytes_tensor, tensor_of
 from backline.dialects.documents import read_pairs, suggestion
 from backline.dialects.input_plan import check_bytes_elements, check_tensors
 from backline.dialects.json_data import without_words
 from backline.dialects.json_scan import check_keys, count
-from backline.dialects.json_values import bytes_tensor, tensor_of
 from backline.dialects.off_loop import LARGE, LargeRequest, is_long
 from backline.engine.engine import Engine
 from backline.engine.model import Model
@@ -32,13 +37,13 @@ from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument, PayloadTooLarge, UnsupportedMediaType
 from backline_client.values.messages import InferRequest, InferResponse, Parameter
 from backline_client.values.signature import TensorSpec
-from backline_client.values.spelling import nearest
 from backline_client.values.tensor import Buffer, Tensor, decode_tensor, element_count
 
 #: The maximum size of a JSON body in bytes. Once decoded, its numbers take up to ten times as much memory.
 MAX_JSON = 8 << 20
 #: The maximum number of lists in a JSON body. A tensor with two dimensions has a list for each row.
 MAX_LISTS = 262_144
+Result = TypeVar("Result")
 REQUEST_ID = b"x-request-id"
 _MAX_ID = 256
 #: Matches an integer that Python reads in linear time.
@@ -56,13 +61,14 @@ _FORMS = frozenset(("", "application/json", "application/x-www-form-urlencoded")
 class PlainPlan:
     """A RequestPlan of plain HTTP, which also says how to write the response.
 
-    `json_outputs` are the outputs whose elements are JSON texts. With `unbatched`, the request left out the
-    batch dimension, so the response does too.
+    `outputs` are the model's outputs. With `unbatched`, the request left out the batch dimension, so the
+    response does too. With `rows`, the request was a list of rows, so a response in JSON is one too.
     """
 
     form: Form
     unbatched: bool
-    json_outputs: frozenset[str]
+    rows: bool
+    outputs: tuple[TensorSpec, ...]
     parameters: RequestParameters
 
     def request(
@@ -83,7 +89,8 @@ class PlainPlan:
         )
 
     def is_large(self, response: InferResponse) -> bool:
-        return any(map(is_long, response.outputs))
+        body = BODIES.get(self.form.kind)
+        return (body is not None and not body.quick) or any(map(is_long, response.outputs))
 
     def release(self) -> None:
         """Does nothing: a plan holds no resources."""
@@ -112,20 +119,27 @@ class PlainReader:
         form = accepted(headers.get(b"accept", b""))
         kind, attributes = media_type(headers.get(b"content-type", b""))
         parameters = dict(further)
-        if kind == "multipart/form-data":
+        table = BODIES.get(kind)
+        rows = False
+        if table is not None and not _takes_files(served):
+            if on_loop and not table.quick:
+                raise LargeRequest
+            given = table.read(_inputs(served), body)
+        elif kind == "multipart/form-data":
             given = _of_form(served, read_multipart(body, attributes.get("boundary", "")), parameters)
         elif kind in _FORMS:
-            given = _of_json(served, body, parameters)
+            rows = is_rows(body)
+            given = _of_rows(served, body) if rows else _of_json(served, body, parameters)
         else:
             spec = _only_input(served, kind)
             given = {spec.name: _of_body(spec, kind, bytes(body), served)}
         check_tensors(given)
         inputs, unbatched = _fitted(served, given)
-        outputs = served.signature.outputs
         plan = PlainPlan(
             form,
             unbatched,
-            frozenset(spec.name for spec in outputs if spec.json),
+            rows,
+            served.signature.outputs,
             server_parameters(served, parameters) if parameters else _NO_PARAMETERS,
         )
         return plan, headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1"), inputs
@@ -134,14 +148,7 @@ class PlainReader:
 def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> dict[str, Tensor]:
     _check_json("the JSON", body)
     specs = {spec.name: spec for spec in model.signature.inputs}
-    try:
-        document = _decoded(body or b"{}")
-    except RecursionError:
-        raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        # `curl --data-binary @FILE` sends a file with the content type of a form, unless told otherwise.
-        hint = "" if bytes(body[:16]).lstrip().startswith(b"{") else f"; {_FILE_NEEDS_TYPE}"
-        raise InvalidArgument(f"failed to parse the request JSON: {error}{hint}") from None
+    document = _parsed(body or b"{}", msgspec.json.decode)
     if not isinstance(document, dict):
         raise InvalidArgument(
             f"the request JSON is not an object; send the inputs by name, such as {_example(model)}"
@@ -157,15 +164,37 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
     return given
 
 
-def _decoded(text: Buffer) -> Any:
+def _of_rows(model: Model, body: Buffer) -> dict[str, Tensor]:
+    _check_size("the JSON", body)
+    return _parsed(body, partial(json_rows.read, _inputs(model)))
+
+
+def _parsed(body: Buffer, decode: Callable[[Buffer], Result]) -> Result:
+    """Returns the result of `_decoded`. Raises InvalidArgument for a body that is not JSON."""
+    try:
+        return _decoded(body, decode)
+    except RecursionError:
+        raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # `curl --data-binary @FILE` sends a file with the content type of a form, unless told otherwise.
+        hint = "" if bytes(body[:16]).lstrip()[:1] in (b"{", b"[") else f"; {_FILE_NEEDS_TYPE}"
+        raise InvalidArgument(f"failed to parse the request JSON: {error}{hint}") from None
+
+
+def _decoded(text: Buffer, decode: Callable[[Buffer], Result]) -> Result:
     """Decodes JSON, in which NaN and the infinities may lack quotes."""
     try:
-        return msgspec.json.decode(text)
+        return decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         rewritten = without_words(text)
         if rewritten is None:
             raise
-    return msgspec.json.decode(rewritten)
+    return decode(rewritten)
+
+
+def _check_size(what: str, text: Buffer) -> None:
+    if len(text) > MAX_JSON:
+        raise _too_large(what, len(text), "bytes", MAX_JSON)
 
 
 def _check_json(what: str, text: Buffer) -> None:
@@ -173,8 +202,7 @@ def _check_json(what: str, text: Buffer) -> None:
 
     `what` names the text in the error.
     """
-    if len(text) > MAX_JSON:
-        raise _too_large(what, len(text), "bytes", MAX_JSON)
+    _check_size(what, text)
     if len(text) > LARGE:
         check_keys(text)
         lists = count(text, ord("["))
@@ -272,7 +300,7 @@ def _is_text(spec: TensorSpec) -> bool:
 def _json_of(name: str, text: bytes) -> Any:
     _check_json(f"the JSON of '{name}'", text)
     try:
-        return _decoded(text)
+        return _decoded(text, msgspec.json.decode)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"the part '{name}' of the form is not JSON: {error}") from None
 
@@ -366,6 +394,16 @@ def _fitted(model: Model, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
     return inputs, added and not kept
 
 
+def _inputs(model: Model) -> Inputs:
+    return Inputs(model.name, {spec.name: spec for spec in model.signature.inputs})
+
+
+def _takes_files(model: Model) -> bool:
+    """Returns whether a body of any type is the bytes of the model's only required input."""
+    required = [spec for spec in model.signature.inputs if not spec.optional]
+    return len(required) == 1 and _is_text(required[0]) and not required[0].column
+
+
 def _only_input(model: Model, kind: str) -> TensorSpec:
     inputs = model.signature.inputs
     required = [spec for spec in inputs if not spec.optional] or list(inputs)
@@ -385,9 +423,7 @@ def _unknown(model: Model, name: str) -> InvalidArgument:
             f"'{name}' is not an input of model '{model.name}', but a parameter: send it in the object"
             f" '{PARAMETERS}'"
         )
-    near = nearest(name, names)
-    hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(names) or 'no inputs'}"
-    return InvalidArgument(f"'{name[:64]}' is not an input of model '{model.name}': {hint}")
+    return unknown_input(model.name, names, name)
 
 
 def _example(model: Model) -> str:

@@ -10,6 +10,9 @@ from urllib.parse import quote
 import msgspec
 
 from backline.access.scope import Scope
+from backline.dialects.bodies import json_rows
+from backline.dialects.bodies.bodies import BODIES
+from backline.dialects.bodies.values import value_of
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams
 from backline.dialects.exchange import (
@@ -20,7 +23,6 @@ from backline.dialects.exchange import (
     UnaryInference,
     deadline_of,
 )
-from backline.dialects.json_values import value_of
 from backline.dialects.off_loop import OffLoop
 from backline.dialects.plugin import Dialect
 from backline.dialects.router import Router
@@ -118,6 +120,10 @@ def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
     """
     version = (b"backline-model-version", quote(response.model_version).encode())
     form = plan.form
+    body = BODIES.get(form.kind)
+    if body is not None:
+        labels = {spec.name: spec.labels for spec in plan.outputs}
+        return ((b"content-type", form.kind.encode()), version), [body.write(response.outputs, labels)]
     write = WRITERS.get(form.kind)
     if write is None:
         return ((b"content-type", JSON.encode()), version), [plain_document(plan, response)]
@@ -128,9 +134,17 @@ def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
 
 
 def plain_document(plan: PlainPlan, response: InferResponse) -> bytes:
-    """Returns the outputs by name as JSON. Raises Internal for an output that must be JSON but is not."""
+    """Returns the outputs as JSON: by name, or a list of rows if the request was one.
+
+    Raises Internal for an output that must be JSON but is not, and NotAcceptable for outputs that are not
+    rows.
+    """
+    documents = frozenset([spec.name for spec in plan.outputs if spec.json])
+    if plan.rows:
+        labels = {spec.name: spec.labels for spec in plan.outputs}
+        return json_rows.write(response.outputs, labels, documents)
     outputs = shaped(plan, response)
-    return _encode({one.name: value_of(one, json=one.name in plan.json_outputs) for one in outputs})
+    return _encode({one.name: value_of(one, json=one.name in documents) for one in outputs})
 
 
 def shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:

@@ -16,6 +16,15 @@ PLUGINS: Final = (
         runtime="the runtime of the MLflow model",
         extra="mlflow",
         further_extras="backline.plugins.runtimes.mlflow.backend:extras",
+        loaded_by="backline.plugins.runtimes.mlflow.backend:backend_for",
+        page="docs/backends.md",
+    ),
+    BackendPlugin(
+        name="mlflow_pyfunc",
+        platform="mlflow_pyfunc",
+        target="backline.plugins.runtimes.mlflow.backend:PyFunc",
+        hosted=True,
+        extra="mlflow",
         page="docs/backends.md",
     ),
 )

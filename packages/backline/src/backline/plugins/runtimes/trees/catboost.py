@@ -10,8 +10,8 @@ import numpy as np
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import decode, encode, import_runtime, loading, read_start
+from backline.backends.tables import CATEGORIES, TableModel, features, reason
 from backline.engine.config.model_config import ModelConfig
-from backline.plugins.runtimes.trees.tables import CATEGORIES, TableModel, features, reason
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.signature import TensorSpec

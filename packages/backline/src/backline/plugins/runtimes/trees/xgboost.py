@@ -12,8 +12,7 @@ import numpy as np
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, loading, read_start
-from backline.engine.config.model_config import ModelConfig
-from backline.plugins.runtimes.trees.tables import (
+from backline.backends.tables import (
     MAX_CLASSES,
     Damaged,
     TableModel,
@@ -23,6 +22,7 @@ from backline.plugins.runtimes.trees.tables import (
     features,
     reason,
 )
+from backline.engine.config.model_config import ModelConfig
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument
 

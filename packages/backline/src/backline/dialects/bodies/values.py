@@ -147,6 +147,8 @@ def _array(spec: TensorSpec, elements: list[Any], shape: Shape) -> np.ndarray:
     if datatype in _FLOATS:
         return _floats(spec, elements).reshape(shape)
     wanted = bool if datatype is DataType.BOOL else int
+    if spec.column:
+        elements = [_whole(element) for element in elements] if wanted is int else elements
     for element in elements:
         if type(element) is not wanted:
             raise _wrong_element(spec, element)
@@ -180,7 +182,16 @@ def _number(spec: TensorSpec, element: Any) -> int | float:
         return element  # type: ignore[no-any-return]
     if (element is None or isinstance(element, str)) and element in NON_FINITE:
         return NON_FINITE[element]
+    if spec.column and isinstance(element, bool):
+        return int(element)
     raise _wrong_element(spec, element)
+
+
+def _whole(element: Any) -> Any:
+    """Returns an element of a column of integers as an integer, if it is one in another form: 3.0 or true."""
+    if isinstance(element, bool) or (isinstance(element, float) and element.is_integer()):
+        return int(element)
+    return element
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:
@@ -196,6 +207,8 @@ def _element_bytes(spec: TensorSpec, element: Any) -> bytes:
         return _encode(element)
     if isinstance(element, str):
         return element.encode()
+    if element is None and spec.column:
+        return b""
     if isinstance(element, dict) and element.keys() == {"b64"} and isinstance(element["b64"], str):
         try:
             return base64.b64decode(element["b64"], validate=True)
