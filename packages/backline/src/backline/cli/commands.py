@@ -59,7 +59,6 @@ BUILT_IN: Final = (
             "config": "Show, check, explain and convert the configuration of models on disk.",
             "env": "Show, build and remove the environments of Python models.",
             "image": "Build a container image for the models of a repository.",
-            "service": "Install, show and remove a server as a service of this user, under systemd.",
         },
     ),
     *_built_in(
