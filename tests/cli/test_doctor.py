@@ -17,8 +17,8 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.options import LifecycleOptions
-from backline.plugins.tools.doctor import is_server
 from backline.plugins.tools.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
+from backline.plugins.tools.doctor.examination import is_server
 from backline.plugins.tools.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
 from backline.plugins.tools.doctor.finding import Severity, diagnose
 from backline.plugins.tools.doctor.machine import MACHINE, Machine, read_machine

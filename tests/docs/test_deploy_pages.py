@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from backline.cli import serve
 from backline.plugins.ray import Deployment, deployment
 from backline.plugins.ray.needs import read_needs
-from backline.plugins.tools import image
+from backline.plugins.tools.image import command as image
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
 from backline_client.client import AsyncClient, Client

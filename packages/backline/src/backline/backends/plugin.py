@@ -42,6 +42,14 @@ class BackendPlugin(Plugin, frozen=True, kw_only=True):
     #: `extra`; empty if there are none.
     further_extras: str = ""
 
+    @property
+    def serves(self) -> tuple[str, ...]:
+        return tuple(
+            text
+            for format in self.formats
+            for text in (*format.filenames, *(f"*{suffix}" for suffix in format.suffixes))
+        )
+
     def imports_for(self, path: Path) -> tuple[str, ...]:
         """Returns the modules and functions (see `imports`) for a process that forks for a trial of `path`.
         Only the file name is considered.
