@@ -295,6 +295,7 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("conflicting-packages", "error", {"packages": {"onnxruntime": "1.30", "onnxruntime-gpu": "1.30"}}),
     ("gpu-packages", "warning", {"gpu": True}),
     ("environment-variables", "warning", {"variables": ("BACKLINE_X has no effect; did you mean Y?",)}),
+    ("plugins", "error", {"plugin_problems": ("the plug-in 'toy' of toy 1 is old: install another",)}),
     ("cores", "warning", {"quota": 0.5}),
     ("throttling", "warning", {"throttled": 0.2}),
     ("thread-variables", "warning", {"threads": {"OMP_NUM_THREADS": "many"}}),
