@@ -101,6 +101,8 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--no-grpc",), "grpc_port", None),
     (("--no-metrics",), "metrics_port", None),
     (("--no-console",), "console", False),
+    (("--dialects", "plain, openapi"), "dialects", ("plain", "openapi")),
+    (("--dialects", "none"), "dialects", ()),
     (("--unix-socket", "there"), "unix_socket", Path("there")),
     (TLS, "tls", TlsFiles(Path("c.pem"), Path("k.pem"), None)),
     ((*TLS, "--ssl-client-ca", "a.pem"), "tls", TlsFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))),

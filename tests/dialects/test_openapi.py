@@ -23,7 +23,7 @@ from backline_client.values.signature import TensorSpec
 def router_of(folder: Path) -> Any:
     engine = Engine()
     application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, folder))
-    return application.http._handler_of.__self__  # type: ignore[attr-defined]
+    return application.http.router  # type: ignore[attr-defined]
 
 
 def test_every_route_is_described_and_nothing_else(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from PIL import Image
 from backline.dialects.application import build_application
 from backline.dialects.input_plan import MAX_BYTES_ELEMENTS
 from backline.dialects.json_scan import MAX_KEYS
+from backline.dialects.json_values import value_of
 from backline.dialects.off_loop import PIECE
 from backline.engine.engine import Engine
 from backline.plugins.dialects.plain.media import MAX_PADDING
 from backline.plugins.dialects.plain.reader import MAX_JSON, MAX_LISTS
-from backline.plugins.dialects.plain.values import value_of
 from backline_client.values.datatypes import DataType
 from backline_client.values.signature import TensorSpec
 from backline_client.values.tensor import Tensor

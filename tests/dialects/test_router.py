@@ -31,7 +31,7 @@ PATHS = {
 
 @pytest.fixture
 def router() -> Router:
-    router: Router = build_application(Engine()).http._handler_of.__self__  # type: ignore[attr-defined]
+    router: Router = build_application(Engine()).http.router  # type: ignore[attr-defined]
     return router
 
 

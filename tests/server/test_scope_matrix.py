@@ -73,7 +73,7 @@ class Combination:
 def known_routes(folder: Path) -> Routes:
     engine = Engine()
     application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, folder))
-    router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
+    router: Router = application.http.router  # type: ignore[attr-defined]
     list(router.routes())  # also adds the routes that are added late
     return Routes(
         {

@@ -21,6 +21,7 @@ from backline.access.keys import environment_has_keys
 from backline.access.restricted import GRPC_PREFIX, RestrictedApis, parse_restrictions
 from backline.dialects.application import build_application
 from backline.dialects.forwarding import Forwarding
+from backline.dialects.plugin import check_dialects
 from backline.embedded.embedded import Embedded
 from backline.engine.engine import Engine
 from backline.engine.shared_memory import SharedMemory
@@ -142,6 +143,8 @@ class ServerOptions(Struct, frozen=True):
     #: Origins of pages that may show the console in a frame, written as in a content security policy. By
     #: default, no page may.
     frame_ancestors: tuple[str, ...] = ()
+    #: The names of the dialects to serve besides the Open Inference Protocol; None means all.
+    dialects: tuple[str, ...] | None = None
     #: Groups of routes that accept only requests with a certain header field, in the form of Triton's
     #: options: "health,metadata:key=value".
     http_restricted_apis: tuple[str, ...] = ()
@@ -316,6 +319,8 @@ class Server:
         share_arena()
         self._take_passed_sockets()
         options = self.options
+        if options.dialects is not None:
+            check_dialects(options.dialects)
         access = self._access = _access(options)
         if access is not None and options.auth is not None:
             from backline.access.auth_file import AuthFileWatch
@@ -343,6 +348,7 @@ class Server:
             access=access,
             console=options.console,
             frame_ancestors=options.frame_ancestors,
+            dialects=options.dialects,
             restricted=_restricted(options),
             forwarding=Forwarding.of(
                 options.http_header_forward_pattern, options.grpc_header_forward_pattern

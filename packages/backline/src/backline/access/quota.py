@@ -234,19 +234,28 @@ class Meter:
             for limit in self._limits
         )
 
+    def try_fast(self, size: int) -> bool:
+        """Counts a request with a body of `size` bytes if the tokens taken in advance suffice. Otherwise
+        counts nothing and returns False; then `charge` decides.
+        """
+        only = self.only
+        if only is None or only.paid < 1 or only.paid_bytes < size or only.in_flight >= only.most:
+            return False
+        only.paid -= 1
+        only.paid_bytes -= size
+        return True
+
     def charge(self, model: str | None, size: int, now: float) -> None:
         """Counts a request with a body of `size` bytes.
 
         Raises QuotaExceeded, and counts nothing, if the request exceeds a quota.
         """
+        if self.try_fast(size):
+            return
         only = self.only
         if only is not None:  # avoids calls, which would take a notable share of a small request's time
             if only.in_flight >= only.most:
                 raise self._too_many(only)
-            if only.paid >= 1 and only.paid_bytes >= size:
-                only.paid -= 1
-                only.paid_bytes -= size
-                return
             only.give_back()
             requests, received = only.requests, only.bytes
             requests_full = received_full = now

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from backline.access.scope import Scope
 from backline_client.values.errors import InvalidArgument
 
 #: The prefix of the header field's name in gRPC metadata.
@@ -63,6 +64,14 @@ _OF_MODELS = {
     "record": Api.TRACE,
     "recorded": Api.TRACE,
 }
+#: The groups of routes and methods that Triton does not have, by the scope that they require.
+_OF_SCOPES = {
+    Scope.HEALTH: Api.HEALTH,
+    Scope.INFER: Api.INFERENCE,
+    Scope.MANAGE: Api.MODEL_REPOSITORY,
+    Scope.ADMIN: Api.MODEL_REPOSITORY,
+}
+_TRITON = "inference.GRPCInferenceService"
 #: The groups of the methods of GRPCInferenceService, by the start of their names.
 _OF_METHODS = {
     "ServerLive": Api.HEALTH,
@@ -82,12 +91,12 @@ _OF_METHODS = {
 }
 
 
-def api_of_route(pattern: Sequence[str]) -> Api | None:
+def api_of_route(pattern: Sequence[str], scope: Scope) -> Api | None:
     """Returns the group of an HTTP route, given the segments of its pattern. Returns None for metrics."""
     if pattern == ("metrics",):
         return None
-    if pattern[0] == "models":  # runs a model
-        return Api.INFERENCE
+    if pattern[0] != "v2" or scope is Scope.INFER:
+        return _OF_SCOPES.get(scope, Api.METADATA)
     if pattern[:2] == ("v2", "models"):
         for segment in pattern[2:]:
             if segment in _OF_MODELS:
@@ -96,11 +105,11 @@ def api_of_route(pattern: Sequence[str]) -> Api | None:
     return _BELOW_V2.get(pattern[1], Api.METADATA) if len(pattern) > 1 else Api.METADATA
 
 
-def api_of_method(path: bytes) -> Api:
+def api_of_method(path: bytes, scope: Scope) -> Api:
     """Returns the group of a gRPC method, given its path; reflection counts as metadata."""
     service, _, method = path.decode().strip("/").partition("/")
-    if service.startswith("grpc.health."):
-        return Api.HEALTH
+    if service != _TRITON:
+        return _OF_SCOPES.get(scope, Api.METADATA)
     return next((api for start, api in _OF_METHODS.items() if method.startswith(start)), Api.METADATA)
 
 

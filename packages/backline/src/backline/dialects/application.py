@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from functools import cache, cached_property
-from time import monotonic
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec.structs import replace
 
-from backline.access.access import AUTHORIZATION, Access
+from backline.access.access import Access
 from backline.access.browsers import BrowserPolicy
-from backline.access.gate import AccessTarget, CrossOrigin, ScopeGate, route_of
-from backline.access.identity import ANY_MODEL, Identity
+from backline.access.gate import AccessTarget, CrossOrigin, ScopeGate
+from backline.access.identity import ANY_MODEL
 from backline.access.restricted import RestrictedApis, api_of_method
-from backline.access.scope import CHANGING, EVERYBODY, Scope
+from backline.access.scope import CHANGING, Scope
+from backline.dialects.admission import Admission, Operation
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error
 from backline.dialects.audit import Audit, AuditedIdentity
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.forwarding import NOTHING_FORWARDED, Forwarding
-from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
-from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
+from backline.dialects.plugin import DialectContext, Dialects
+from backline.dialects.router import FREE, Handler, MethodNotAllowed, Router
 from backline.engine.engine import Engine
 from backline.observe.recording import Recorder
 from backline.observe.scaling import ScalingSignal
@@ -38,13 +38,15 @@ from backline.wire.application import (
     UnaryMethod,
 )
 from backline_client.values.errors import BacklineError, Unavailable
-from backline_client.values.memo import Memo
 
 if TYPE_CHECKING:
     from backline.dialects.body_limits import BodyLimits
 
 #: Returns the content type of the metrics page, and its text in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
+Method: TypeAlias = UnaryMethod | StreamMethod
+Methods: TypeAlias = Mapping[bytes, Method]
+_OPEN_INFERENCE = b"/inference.GRPCInferenceService/"
 #: Refuses pages of other origins, and knows no host names except those of the loopback address.
 _LOOPBACK_ONLY = BrowserPolicy()
 
@@ -60,6 +62,7 @@ def build_application(
     access: Access | None = None,
     console: bool = True,
     frame_ancestors: Sequence[str] = (),
+    dialects: tuple[str, ...] | None = None,
     restricted: RestrictedApis | None = None,
     forwarding: Forwarding = NOTHING_FORWARDED,
 ) -> Application:
@@ -70,7 +73,8 @@ def build_application(
     on that status. `browsers` limits what web pages may do, and `access` what each caller may do; without
     `access`, every caller may do everything. `restricted` names the APIs that need a header field, and
     `forwarding` says which fields models see as parameters. With `console`, browsers get the console; pages
-    from the origins in `frame_ancestors` may show it in a frame.
+    from the origins in `frame_ancestors` may show it in a frame. `dialects` are the names of the dialects to
+    serve besides the Open Inference Protocol; None means all.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -81,29 +85,28 @@ def build_application(
     if metrics is not None:
         router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
 
-    def add_other_dialects(router: Router) -> None:
-        from backline.dialects.open_inference.settings import RecordingRoutes
-        from backline.plugins.dialects.console.examples import Examples
-        from backline.plugins.dialects.console.service import ConsoleService
-        from backline.plugins.dialects.openapi.service import OpenApiService
-        from backline.plugins.dialects.plain.service import PlainService
-        from backline.plugins.dialects.plain.sockets import SocketService
-
-        PlainService(engine, deferred).add_routes(router)
-        SocketService(engine).add_routes(router)
-        OpenApiService(engine, deferred).add_routes(router)
-        ConsoleService(engine, deferred, with_page=console, frame_ancestors=frame_ancestors).add_routes(
-            router
-        )
-        Examples(engine, deferred, recorder).add_routes(router)
-        if recorder is not None:
-            RecordingRoutes(recorder, deferred).add_routes(router)
-
-    router.add_later(add_other_dialects)
-    rpc = _LateMethods(lambda: _grpc_methods(engine, deferred, forwarding, access, audit, scaling, limits))
+    context = DialectContext(
+        engine=engine,
+        deferred=deferred,
+        forwarding=forwarding,
+        recorder=recorder,
+        pages=console,
+        frame_ancestors=tuple(frame_ancestors),
+    )
+    served = Dialects(context, dialects)
+    router.add_later(served.announce_built_in)
+    if recorder is not None:
+        router.add_later(partial(_add_recording, recorder, deferred))
+    router.add_later(served.announce_installed)
+    admission = None if access is None else Admission(access, audit)
+    rpc = _LateMethods(
+        lambda: _core_methods(engine, deferred, forwarding, scaling),
+        served.methods_of,
+        lambda path, method: _limited(path, _guarded(path, method, access, admission, audit), limits),
+    )
 
     def target_of(method: bytes, path: bytes) -> AccessTarget | None:
-        target = rpc.targets.get(path) if _may_be_grpc(path) else None
+        target = rpc.target(path) if _may_be_grpc(path) else None
         return target or router.target(method, path)
 
     def may_infer(call: Call, model: str) -> bool:
@@ -119,9 +122,7 @@ def build_application(
 
         return BodyLimits(engine, router, target_of, may_infer)
 
-    http: Callable[[HttpRequest], None] = _HttpHandler(router)
-    if access is not None:
-        http = _IdentifyingHandler(router, access, audit)
+    http: Callable[[HttpRequest], None] = _HttpHandler(router, admission)
 
     return Application(
         http=CrossOrigin(http, browsers) if browsers.origins else http,
@@ -130,21 +131,23 @@ def build_application(
         gate=ScopeGate(browsers, target_of, access, audit.denied, restricted),
         is_vital=_is_vital,
         keeps_spelling=forwarding.http is not None,
-        takes_websocket=_takes_websocket,
+        takes_websocket=router.takes_websocket,
         body_limit=lambda method, path: limits().of_route(method, path),
     )
 
 
-def _grpc_methods(
+def _add_recording(recorder: Recorder, deferred: DeferredAnswers, router: Router) -> None:
+    from backline.dialects.open_inference.settings import RecordingRoutes
+
+    RecordingRoutes(recorder, deferred).add_routes(router)
+
+
+def _core_methods(
     engine: Engine,
     deferred: DeferredAnswers,
     forwarding: Forwarding,
-    access: Access | None,
-    audit: Audit,
     scaling: Callable[[], ScalingSignal] | None,
-    limits: Callable[[], BodyLimits],
-) -> tuple[dict[bytes, AccessTarget], _Methods]:
-    """Returns the targets and the methods by gRPC path."""
+) -> Methods:
     # Imported late, so that a server with only HTTP clients starts sooner and needs less memory.
     from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
     from backline.dialects.standard_services import (
@@ -157,22 +160,12 @@ def _grpc_methods(
     )
 
     services = (SERVICE, HEALTH, REFLECTION, *(() if scaling is None else (EXTERNAL_SCALER,)))
-    rpc = {
+    return {
         **({} if scaling is None else ExternalScaler(scaling).methods()),
         **InferenceService(engine, deferred, forwarding.grpc).methods(),
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),
     }
-    targets = {
-        path: _target(method)._replace(api=api_of_method(path), grpc=True) for path, method in rpc.items()
-    }
-    rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
-    if access is not None:
-        rpc = {path: _identifying(path, method, access, audit) for path, method in rpc.items()}
-    return targets, {path: _bounded(method, limits) for path, method in rpc.items()}
-
-
-_Methods: TypeAlias = Mapping[bytes, UnaryMethod | StreamMethod]
 
 
 def _may_be_grpc(path: bytes) -> bool:
@@ -181,29 +174,72 @@ def _may_be_grpc(path: bytes) -> bool:
     return b"." in service and bool(method)
 
 
-class _LateMethods(_Methods):
-    """The gRPC methods by path, created at the first gRPC call."""
+class _LateMethods(Methods):
+    """The gRPC methods by path. Those of the core are created at the first gRPC call, those of a dialect at
+    the first call of one of its services.
+    """
 
-    def __init__(self, make: Callable[[], tuple[Mapping[bytes, AccessTarget], _Methods]]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Methods],
+        further: Callable[[str], Methods],
+        guard: Callable[[bytes, Method], Method],
+    ) -> None:
+        """`further` returns the methods of a service that the core does not have. `guard` wraps a method so
+        that it does what all methods must.
+        """
         self._make = make
+        self._further = further
+        self._guard = guard
+        self._targets: dict[bytes, AccessTarget] = {}
+        self._methods: dict[bytes, Method] = {}
+        #: The services of dialects whose methods were added, or could not be.
+        self._added: set[bytes] = set()
 
-    @cached_property
-    def _made(self) -> tuple[Mapping[bytes, AccessTarget], _Methods]:
-        return self._make()
+    def _add(self, methods: Methods) -> None:
+        for path, method in methods.items():
+            self._targets[path] = _target(path, method)
+            self._methods[path] = self._guard(path, method)
 
-    @property
-    def targets(self) -> Mapping[bytes, AccessTarget]:
-        """For the access check: the scope that each method requires, and the model that it concerns."""
-        return self._made[0]
+    def _find(self, path: bytes) -> Method | None:
+        if not self._methods:
+            self._add(self._make())
+        found = self._methods.get(path)
+        if found is not None:
+            return found
+        service = path[1:].partition(b"/")[0]
+        try:
+            methods = {} if service in self._added else self._further(service.decode())
+        except UnicodeDecodeError:
+            return None
+        except Exception as error:
+            hidden_error(f"the gRPC service {service.decode()}", error)
+            self._added.add(service)
+            return None
+        if not methods:
+            return None
+        self._added.add(service)
+        self._add({path: method for path, method in methods.items() if path not in self._methods})
+        return self._methods.get(path)
 
-    def __getitem__(self, path: bytes) -> UnaryMethod | StreamMethod:
-        return self._made[1][path]
+    def target(self, path: bytes) -> AccessTarget | None:
+        """For the access check: the scope that a method requires, and the model that it concerns."""
+        self._find(path)
+        return self._targets.get(path)
+
+    def __getitem__(self, path: bytes) -> Method:
+        found = self._find(path)
+        if found is None:
+            raise KeyError(path)
+        return found
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._made[1])
+        self._find(b"")
+        return iter(self._methods)
 
     def __len__(self) -> int:
-        return len(self._made[1])
+        self._find(b"")
+        return len(self._methods)
 
 
 #: Methods and paths that are served under any load, so that orchestrators and load balancers do not mistake
@@ -221,14 +257,6 @@ _VITAL_PAGE = re.compile(
 ).fullmatch
 
 
-def _takes_websocket(path: bytes) -> bool:
-    """Returns whether a path belongs to SocketService.
-
-    The service is created at the first request to such a path.
-    """
-    return path.startswith(b"/models/") and path.endswith(b"/stream")
-
-
 def _is_vital(method: bytes, path: bytes) -> bool:
     if method == b"POST":
         return path in _VITAL_CALLS
@@ -238,12 +266,18 @@ def _is_vital(method: bytes, path: bytes) -> bool:
 class _HttpHandler:
     """The handler of every HTTP request. It never raises an exception."""
 
-    def __init__(self, router: Router) -> None:
-        self._resolve = self._handler_of = router.resolve
+    def __init__(self, router: Router, admission: Admission | None) -> None:
+        self.router = router
+        self._resolve = router.resolve
+        self._admit = None if admission is None else admission.admit
 
     def __call__(self, request: HttpRequest) -> None:
         try:
-            self._handler_of(request)(request)
+            operation = self._resolve(request)
+            if self._admit is None or operation.target is FREE:
+                operation.handler(request)
+            else:
+                self._admit(request, request.headers, request.body, operation)(request)
         except MethodNotAllowed as error:
             respond_error(request, error, [(b"allow", error.allow)])
         except BacklineError as error:
@@ -254,95 +288,14 @@ class _HttpHandler:
             respond_error(request, hidden_error("an HTTP request", error))
 
 
-class _IdentifyingHandler(_HttpHandler):
-    """A handler that also checks the caller. The gate's check is not enough, because the wire does not repeat
-    it for later requests with the same head, and a key may have expired in the meantime.
-    """
-
-    def __init__(self, router: Router, access: Access, audit: Audit) -> None:
-        super().__init__(router)
-        self._audit = audit
-        self._target = router.target
-        self._identify = access.identify
-        #: The identity and the handler of each request that may be repeated without another check, by its
-        #: credential or its identity, its method and its path.
-        self._admitted: Memo[Any, tuple[Identity, Handler]] = access.memo()
-        self._handler_of = self._admit
-
-    def _admit(self, request: HttpRequest) -> Handler:
-        """Admits the caller of a request and returns the handler.
-
-        Raises BacklineError if the caller is refused.
-        """
-        known = self._admitted.get((request.headers.get(AUTHORIZATION), request.method, request.path))
-        if known is None:
-            handler, metered = self._check(request)
-            if not metered:
-                return handler
-            identity = request.identity
-        else:
-            identity, handler = known
-            request.identity = identity
-        meter = identity.meter
-        if meter is not None:
-            only, size = meter.only, len(request.body)
-            if (
-                only is not None and only.paid >= 1 and only.paid_bytes >= size and only.in_flight < only.most
-            ):  # inlines Meter.charge, for speed
-                only.paid -= 1
-                only.paid_bytes -= size
-                return handler
-            model = None
-            if meter.by_model and (target := self._target(request.method, request.path)) is not None:
-                model = target.model
-            meter.charge(model, size, monotonic())
-        return handler
-
-    def _check(self, request: HttpRequest) -> tuple[Handler, bool]:
-        """Sets the identity of a request. Returns the handler, and whether the request counts against quotas.
-
-        Raises BacklineError if the caller is refused.
-        """
-        method, path = request.method, request.path
-        try:
-            identity = request.identity = self._identify(request.headers, request)
-        except BacklineError as error:
-            target = self._target(method, path)
-            if target is None:
-                return self._resolve(request), False  # raises the error for an unknown route
-            self._audit.refused(request, route_of(method, path), target.model, error)
-            raise
-        known = self._admitted.get((identity, method, path))
-        if known is not None:
-            return known[1], True
-        target = self._target(method, path)
-        handler = self._resolve(request)
-        if target is None:
-            return handler, False
-        try:
-            identity.require(target.scope, target.model)
-        except BacklineError as error:
-            self._audit.refused(request, route_of(method, path), target.model, error)
-            raise
-        if target.scope in EVERYBODY:
-            return handler, False
-        given = request.headers.get(AUTHORIZATION, b"")
-        if identity.lasts and len(path) <= MAX_REMEMBERED_SIZE and len(given) <= MAX_REMEMBERED_SIZE:
-            # A request without a key or token may come from any certificate's holder, so these are remembered
-            # by their identity only.
-            self._admitted.keep((given or identity, method, path), (identity, handler))
-        return handler, True
-
-
-def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
+def _target(path: bytes, method: Method) -> AccessTarget:
     """Returns the target of calls to a gRPC method. The path shows the scope, but not the name of a model."""
     scope = Scope(method.scope)
-    named = (
-        scope is Scope.INFER
-        or method.lists
-        or (isinstance(method, UnaryMethod) and method.model_of is not None)
-    )
-    return AccessTarget(scope, ANY_MODEL if named else None)
+    if isinstance(method, UnaryMethod):
+        named = method.lists or method.model_of is not None
+    else:
+        named = method.lists or scope is Scope.INFER
+    return AccessTarget(scope, ANY_MODEL if named else None, api_of_method(path, scope), grpc=True)
 
 
 def _model_at(router: Router, method: bytes, path: bytes) -> str | None:
@@ -350,18 +303,19 @@ def _model_at(router: Router, method: bytes, path: bytes) -> str | None:
     return None if target is None else target.model
 
 
-def _audited(path: bytes, method: UnaryMethod | StreamMethod, audit: Audit) -> UnaryMethod | StreamMethod:
-    changes = isinstance(method, UnaryMethod) and Scope(method.scope) in CHANGING
-    return audit.method(path, method) if changes else method  # type: ignore[arg-type]
-
-
-def _identifying(
-    path: bytes, method: UnaryMethod | StreamMethod, access: Access, audit: Audit
-) -> UnaryMethod | StreamMethod:
-    """Wraps a method so that it also checks the caller. Inference messages are checked when they are read."""
+def _guarded(
+    path: bytes, method: Method, access: Access | None, admission: Admission | None, audit: Audit
+) -> Method:
+    """Wraps a method so that it checks the caller and records changes in the audit log. The messages of a
+    stream are checked when they are read.
+    """
     if isinstance(method, UnaryMethod):
-        return _identifying_unary(path, method, access, audit)
-    scope, model, *_ = _target(method)
+        if Scope(method.scope) in CHANGING:
+            method = audit.method(path, method)
+        return method if admission is None else _admitting(path, method, admission)
+    if access is None:
+        return method
+    scope, model, *_ = _target(path, method)
     handler = method.handler
 
     async def serve(call: StreamCall) -> None:
@@ -377,53 +331,17 @@ def _identifying(
     return replace(method, handler=serve)
 
 
-def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: Audit) -> UnaryMethod:
-    identify, admitted = access.identify, access.memo()
-    scope, model, *_ = _target(method)
-    handler, model_of = method.handler, method.model_of
+def _admitting(path: bytes, method: UnaryMethod, admission: Admission) -> UnaryMethod:
+    admit = admission.admit
     unnamed = ANY_MODEL if method.lists else None
-    name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
-    infers = scope is Scope.INFER
-    metered = scope is not Scope.HEALTH
-    if infers:
-        name_of = model_name
-
-    def check(call: UnaryCall, received: Buffer) -> Identity:
-        identity: Identity = identify(call.metadata, call)
-        call.identity = identity
-        if admitted.get(identity) is None:
-            identity.require(scope, model if model_of is None else model_of(received) or unnamed)
-            if infers and not identity.infers_all:
-                identity.require(scope, model_name(received))
-            elif model_of is None and identity.lasts:
-                # As in `_IdentifyingHandler._check`: without a key or token, only the identity is remembered.
-                given = call.metadata.get(AUTHORIZATION, b"")
-                if len(given) <= MAX_REMEMBERED_SIZE:
-                    admitted.keep(given or identity, identity)
-        return identity
+    operation = Operation(
+        method.handler, _target(path, method), path, model_of=method.model_of, unnamed=unnamed
+    )
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
-            identity = admitted.get(call.metadata.get(AUTHORIZATION))
-            if identity is None:
-                identity = check(call, received)
-            else:
-                call.identity = identity
-            meter = identity.meter
-            if meter is not None and metered:
-                only, size = meter.only, len(received)
-                if (
-                    only is not None
-                    and only.paid >= 1
-                    and only.paid_bytes >= size
-                    and only.in_flight < only.most
-                ):  # inlines Meter.charge, for speed
-                    only.paid -= 1
-                    only.paid_bytes -= size
-                else:
-                    meter.charge(name_of(received) if meter.by_model else None, size, monotonic())
+            handler = admit(call, call.metadata, received, operation)
         except BacklineError as error:
-            audit.refused(call, path.decode(), model_name(received) if infers else None, error)
             fail_call(call, error)
         else:
             handler(call, received)
@@ -431,10 +349,13 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
     return replace(method, handler=handle)
 
 
-def _bounded(
-    method: UnaryMethod | StreamMethod, limits: Callable[[], BodyLimits]
-) -> UnaryMethod | StreamMethod:
-    """Wraps a method so that BodyLimits limits the size of its large messages."""
+def _limited(path: bytes, method: Method, limits: Callable[[], BodyLimits]) -> Method:
+    """Wraps a method so that BodyLimits limits the size of its large messages.
+
+    Only the messages of the Open Inference Protocol show which model they are for.
+    """
+    if Scope(method.scope) is Scope.INFER and not path.startswith(_OPEN_INFERENCE):
+        return method
     return replace(method, limit_of=lambda call, beginning: limits().of_message(method, call, beginning))
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from backline.access.gate import AccessTarget
 from backline.access.identity import ANY_MODEL
 from backline.access.scope import CHANGING, Scope
+from backline.dialects.admission import MAX_REMEMBERED_SIZE
 from backline.dialects.open_inference.grpc.wire_format import first_model_name
-from backline.dialects.router import MAX_REMEMBERED_SIZE, MethodNotAllowed, Router
+from backline.dialects.router import MethodNotAllowed, Router
 from backline.engine.engine import Engine
 from backline.engine.largest_request import SizeOf, json_size, largest_request_to, protobuf_size
 from backline.engine.model import Model

@@ -231,16 +231,8 @@ class UnaryInference(Generic[Caller, Plan, Written]):
     ) -> None:
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
         identity = caller.identity
-        if identity is not None:  # inlines Identity.follow and Meter.follow, for speed
-            ticket.identity = identity.holder
-            meter = identity.meter
-            if meter is not None:
-                only = meter.only
-                if only is not None and only.in_flight < only.most:
-                    only.in_flight += 1
-                    ticket.counted = only
-                else:
-                    meter.follow(ticket)
+        if identity is not None:
+            identity.follow(ticket)
         caller.on_abandon = partial(cancel, ticket)
         try:
             if deadline is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -11,17 +11,20 @@ from backline.access.gate import AccessTarget
 from backline.access.identity import ANY_MODEL
 from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
+from backline.dialects.admission import MAX_REMEMBERED_SIZE, Operation
+from backline.dialects.answers import hidden_error
 from backline.wire.application import HttpRequest
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound
 from backline_client.values.memo import Memo
 from backline_client.values.spelling import nearest
 
 Handler: TypeAlias = Callable[[HttpRequest], None]
-#: The maximum length in bytes of a path whose handlers are cached, and the maximum number of cached paths.
-MAX_REMEMBERED_SIZE = 512
+#: The maximum number of paths whose operations are cached; see also MAX_REMEMBERED_SIZE.
 _MAX_REMEMBERED = 4096
 #: The maximum length in bytes of a path; real names are far shorter.
 _MAX_PATH_SIZE = 8192
+#: The target of OPTIONS, for which the caller is not even identified.
+FREE = AccessTarget(Scope.PUBLIC)
 
 
 class MethodNotAllowed(BacklineError):
@@ -42,10 +45,19 @@ class _Route(NamedTuple):
     lists: bool
 
 
-class _Methods(dict[bytes, Handler]):
-    """The handlers of a path by method, with the scope and the model that their requests concern."""
+class _Methods(dict[bytes, Operation]):
+    """The operations of a path by method."""
 
-    targets: Mapping[bytes, AccessTarget] = {}
+    websocket: bool = False
+
+
+class _Announced(NamedTuple):
+    """Routes of which only the methods and patterns are known until one of them is requested."""
+
+    owner: str
+    methods: Mapping[tuple[str, ...], frozenset[bytes]]
+    websockets: frozenset[tuple[str, ...]]
+    add_routes: Callable[[Router], None]
 
 
 class Router:
@@ -67,6 +79,11 @@ class Router:
         self._later: list[Callable[[Router], None]] = []
         #: The patterns for which functions in `_later` must not add routes.
         self._closed: frozenset[tuple[str, ...]] = frozenset()
+        #: The announced routes that have not been added yet, by pattern.
+        self._announced: dict[tuple[str, ...], _Announced] = {}
+        #: The announced routes that are being added.
+        self._adding: _Announced | None = None
+        self._websockets: set[tuple[str, ...]] = set()
 
     def add(
         self,
@@ -82,11 +99,16 @@ class Router:
         `names` are the percent-decoded segments at each `{}`. `scope` is the permission that callers need;
         the gate, not the router, checks it. A route that `lists` models is open to callers who may use only
         some models; the handler then leaves out all other models. Raises ValueError for a route that is
-        already taken, and for a pattern that a function passed to `add_later` may not use.
+        already taken or was not announced, and for a pattern that a function passed to `add_later` may not
+        use.
         """
         if scope in CHANGING:
             handler = self._changing(handler)
-        segments = tuple(pattern.strip("/").split("/"))
+        segments = _pattern(pattern)
+        if self._adding is not None and method.encode() not in self._adding.methods.get(segments, ()):
+            raise ValueError(
+                f"{method} {pattern} is not among the routes of the record of {self._adding.owner}"
+            )
         if segments in self._closed:
             raise ValueError(
                 f"{method} {pattern} is added too late: requests for this path have been resolved without it"
@@ -106,6 +128,52 @@ class Router:
         """
         self._later.append(add_routes)
 
+    def announce(
+        self,
+        owner: str,
+        routes: Iterable[str],
+        add_routes: Callable[[Router], None],
+        websockets: Iterable[str] = (),
+    ) -> None:
+        """Reserves `routes`, such as "POST /models/{}", for `add_routes`, which is called at the first
+        request for one of them.
+
+        `websockets` are the patterns at which GET accepts WebSocket handshakes. `owner` names the origin of
+        the routes in error texts. If `add_routes` fails, the error is logged, and requests for these routes
+        are answered with status 500. Raises ValueError for a pattern that already has routes.
+        """
+        accepting = frozenset(map(_pattern, websockets))
+        methods: dict[tuple[str, ...], frozenset[bytes]] = dict.fromkeys(accepting, frozenset((b"GET",)))
+        for route in routes:
+            method, _, path = route.partition(" ")
+            segments = _pattern(path)
+            methods[segments] = methods.get(segments, frozenset()) | {method.encode()}
+        for segments in methods:
+            if segments in self._patterns:
+                raise ValueError(f"{owner} cannot serve /{'/'.join(segments)}, which is already taken")
+        announced = _Announced(owner, methods, accepting, add_routes)
+        self._websockets |= accepting
+        for segments in methods:
+            self._announced[segments] = announced
+            self._patterns[segments] = {}
+            self._most_segments = max(self._most_segments, len(segments))
+
+    def _add_announced(self, announced: _Announced) -> None:
+        for segments in announced.methods:
+            del self._announced[segments]
+        self._adding = announced
+        try:
+            announced.add_routes(self)
+        except Exception as error:
+            failed = partial(_fail, hidden_error(f"the routes of {announced.owner}", error))
+            for segments, methods in announced.methods.items():
+                self._patterns[segments] = {one: _Route(Scope.PUBLIC, failed, (), False) for one in methods}
+        finally:
+            self._adding = None
+        for segments in announced.methods:
+            if not self._patterns[segments]:  # the dialect serves this route only with other options
+                del self._patterns[segments]
+
     def _add_later(self) -> bool:
         """Calls the first of the functions passed to `add_later` that has not been called yet. Returns False
         if there is none.
@@ -123,19 +191,21 @@ class Router:
         """
         while self._add_later():
             pass
+        while self._announced:
+            self._add_announced(next(iter(self._announced.values())))
         for segments, methods in self._patterns.items():
             for method, route in methods.items():
                 if method != b"HEAD":
                     yield method.decode(), "/" + "/".join(segments), route.scope
 
-    def resolve(self, request: HttpRequest) -> Handler:
-        """Returns a request's handler.
+    def resolve(self, request: HttpRequest) -> Operation:
+        """Returns what a request asks for.
 
         Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path.
         """
         methods = self._resolved.get(request.path) or self._find(request.path)  # the call is rarely needed
-        handler = None if methods is None else methods.get(request.method)
-        return handler or self._unrouted(request.method, request.path, methods)
+        operation = None if methods is None else methods.get(request.method)
+        return operation or self._unrouted(request.method, request.path, methods)
 
     def check(self, method: bytes, path: bytes) -> None:
         """Raises what `resolve` would for a request with this method and path."""
@@ -149,7 +219,15 @@ class Router:
             methods = self._find(path)
         except InvalidArgument:
             return None
-        return None if methods is None else methods.targets.get(method)
+        return None if methods is None else _target_of(methods.get(method))
+
+    def takes_websocket(self, path: bytes) -> bool:
+        """Returns whether a path accepts WebSocket handshakes."""
+        try:
+            methods = self._find(path)
+        except InvalidArgument:
+            return False
+        return methods is not None and methods.websocket
 
     def _find(self, path: bytes) -> _Methods | None:
         """Returns the handlers of a path, or None if there are none.
@@ -172,35 +250,40 @@ class Router:
         if len(path) > _MAX_PATH_SIZE or path.count(b"/") > self._most_segments + 1:
             return None
         segments = _segments(path)
-        for pattern, methods in self._patterns.items():
+        for pattern in self._patterns:
             if len(pattern) != len(segments):
                 continue
             pairs = list(zip(pattern, segments, strict=True))
             names = [segment for expected, segment in pairs if expected == "{}"]
             if all(names) and all(expected in ("{}", segment) for expected, segment in pairs):
-                bound = _Methods(
-                    (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
-                )
-                model = _model(pattern, segments)
-                api = api_of_route(pattern)
-                bound.targets = {
-                    name: AccessTarget(route.scope, ANY_MODEL if route.lists else model, api)
-                    for name, route in methods.items()
-                }
+                if pattern in self._announced:
+                    self._add_announced(self._announced[pattern])
+                    return self._match(path)
+                methods = self._patterns[pattern]
+                model, path = _model(pattern, segments), bytes(path)
+                bound = _Methods()
+                bound.websocket = pattern in self._websockets
+                for method, route in methods.items():
+                    target = AccessTarget(
+                        route.scope, ANY_MODEL if route.lists else model, api_of_route(pattern, route.scope)
+                    )
+                    handler = partial(route.handler, *names, *route.further)
+                    bound[method] = Operation(handler, target, path, method)
                 if len(path) <= MAX_REMEMBERED_SIZE:
-                    self._resolved.keep(bytes(path), bound)
+                    self._resolved.keep(path, bound)
                 return bound
         return None
 
-    def _unrouted(self, method: bytes, path: bytes, methods: _Methods | None) -> Handler:
-        """Returns the handler of OPTIONS. Raises NotFound for an unknown path, otherwise MethodNotAllowed."""
+    def _unrouted(self, method: bytes, path: bytes, methods: _Methods | None) -> Operation:
+        """Returns the operation OPTIONS. Raises NotFound for an unknown path, otherwise MethodNotAllowed."""
         if methods is None:
             raise NotFound(self._not_found(method, path))
         allow = b", ".join(
             sorted([*methods, b"OPTIONS"]) if methods else [b"GET", b"HEAD", b"OPTIONS", b"POST"]
         )
         if method == b"OPTIONS":
-            return lambda asked: asked.respond(204, [(b"allow", allow)])
+            handler: Handler = lambda asked: asked.respond(204, [(b"allow", allow)])  # noqa: E731
+            return Operation(handler, FREE, path, method)
         shown = f"{method[:32].decode('latin-1')} {path[:256].decode('latin-1')}"
         raise MethodNotAllowed(f"Method Not Allowed: {shown} (allowed: {allow.decode()})", allow)
 
@@ -216,7 +299,9 @@ class Router:
         # Model names may be long and resemble anything, so only the fixed segments are compared.
         routes: dict[str, str] = {}
         for pattern, methods in self._patterns.items():
-            if len(pattern) != len(segments) or method not in methods:
+            announced = self._announced.get(pattern)
+            known = methods if announced is None else announced.methods[pattern]
+            if len(pattern) != len(segments) or method not in known:
                 continue
             pairs = list(zip(pattern, segments, strict=True))
             fixed = "/".join(segment for expected, segment in pairs if expected != "{}")
@@ -227,6 +312,18 @@ class Router:
                 routes[filled] = filled
         near = nearest(asked, routes, whole=True) if len(asked) <= 256 else []
         return f"{text} (did you mean {near[0]}?)" if near else text
+
+
+def _pattern(path: str) -> tuple[str, ...]:
+    return tuple(path.strip("/").split("/"))
+
+
+def _target_of(operation: Operation | None) -> AccessTarget | None:
+    return None if operation is None else operation.target
+
+
+def _fail(error: BacklineError, *_: object) -> None:
+    raise error.with_traceback(None)
 
 
 def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:

@@ -51,6 +51,13 @@ def _response_cache(
         raise click.UsageError(error.message) from None
 
 
+def _dialects(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return () if names == ("none",) else names
+
+
 def _restrictions(
     context: click.Context, parameter: click.Parameter, texts: Sequence[str]
 ) -> tuple[str, ...]:
@@ -338,6 +345,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         default=False,
         callback=lambda _, __, without: not without,
         help="Do not serve the console, a page for browsers at /.",
+    ),
+    fills(
+        "--dialects",
+        "dialects",
+        callback=_dialects,
+        metavar="NAMES",
+        help="Serve only these dialects besides the Open Inference Protocol, such as 'plain,console', or"
+        " 'none'. [default: all]",
     ),
     path("--unix-socket", "unix_socket", "Also listen on this Unix socket."),
     option(

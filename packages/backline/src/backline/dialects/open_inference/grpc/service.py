@@ -18,6 +18,7 @@ from backline.dialects.off_loop import OffLoop
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWriter
 from backline.dialects.open_inference.grpc.stream import StreamInference
+from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.metadata import (
     model_index,
     model_metadata,
@@ -132,7 +133,7 @@ class InferenceService:
             path = f"/{SERVICE}/{method.name}".encode()
             scope = _SCOPES[method.name]
             if method.name == "ModelInfer":
-                methods[path] = UnaryMethod(guarded(inference.infer), scope)
+                methods[path] = UnaryMethod(guarded(inference.infer), scope, model_name)
             elif method.name == "ModelStreamInfer":
                 methods[path] = StreamMethod(StreamInference(self._engine, inference).serve, scope)
             elif method.name == "RepositoryModelLoad":

@@ -9,6 +9,7 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from backline.access.scope import Scope
+from backline.dialects.admission import admit_message
 from backline.dialects.answers import hidden_error
 from backline.dialects.exchange import cancel, hidden_answer, trace_arrival, trace_refusal
 from backline.dialects.off_loop import LargeRequest, turn_of
@@ -189,10 +190,7 @@ class _Stream:
             keep_route(request, metadata)
             if self._inference.forward is not None:
                 request = self._inference.forward.apply(request, metadata)
-            if identity is not None:
-                identity.require(Scope.INFER, request.model_name)
-                if identity.meter is not None:
-                    identity.meter.charge(request.model_name, asked.size, monotonic())
+            admit_message(identity, Scope.INFER, request.model_name, asked.size)
             asked.request, asked.plan = request, plan
             trace = trace_arrival(self._engine, "GRPC", request.model_name, metadata, began)
             if self._is_decoupled(plan):

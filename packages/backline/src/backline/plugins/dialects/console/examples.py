@@ -13,12 +13,12 @@ import msgspec
 from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.json_values import value_of
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder
-from backline.plugins.dialects.plain.values import value_of
 from backline.wire.application import Fields, HttpRequest
 from backline_client.values.errors import NotFound
 

@@ -15,13 +15,12 @@ from typing import Any
 from backline.access.identity import Identity
 from backline.access.scope import EVERYBODY, Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
-from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EVENT_STREAM, event
+from backline.dialects.plugin import Dialect, DialectContext
 from backline.dialects.router import Router
-from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.engine.tracing import TraceControl
-from backline.plugins.dialects.plain.media import EVENTS
+from backline.plugins.dialects.console.examples import Examples
 from backline.wire.application import Fields, HttpRequest, ResponseStream
 from backline.wire.peers import address_of
 from backline_client.values.control import LogLine
@@ -131,23 +130,14 @@ class TraceFeed:
                 waiting.put_nowait(encoded)
 
 
-class ConsoleService:
-    """Registers the routes of the console. With `with_page`, browsers get the page itself; pages from the
-    origins in `frame_ancestors` may show it in a frame.
-    """
+class ConsoleDialect(Dialect):
+    """Registers the routes of the console."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        deferred: DeferredAnswers,
-        *,
-        with_page: bool,
-        frame_ancestors: Sequence[str] = (),
-    ) -> None:
-        self._engine = engine
-        self._deferred = deferred
-        self._with_page = with_page
-        self._files = ConsoleFiles(frame_ancestors)
+    def __init__(self, context: DialectContext) -> None:
+        super().__init__(context)
+        self._engine = context.engine
+        self._deferred = context.deferred
+        self._files = ConsoleFiles(context.frame_ancestors)
         self._activity: Any = None
         self._traces = TraceFeed()
         #: The number of event streams by caller: the name of an identity, or an address.
@@ -157,7 +147,7 @@ class ConsoleService:
 
     def add_routes(self, router: Router) -> None:
         router.add(Scope.PUBLIC, "GET", "/", self._index)
-        if self._with_page:
+        if self.context.pages:
             router.add(Scope.PUBLIC, "GET", "/console", partial(self._files.respond, PAGE))
             router.add(Scope.PUBLIC, "GET", "/console/{}", self._files.respond)
         router.add(Scope.PUBLIC, "GET", "/v2/access", self._access)
@@ -166,10 +156,11 @@ class ConsoleService:
         router.add(Scope.READ, "GET", "/v2/graph", self._graph)
         # Lines of the log may name any model and quote what clients sent.
         router.add(Scope.ADMIN, "GET", "/v2/logging/lines", self._show_log)
+        Examples(self._engine, self._deferred, self.context.recorder).add_routes(router)
 
     def _index(self, request: HttpRequest) -> None:
         """Sends the page to browsers, which ask for HTML, and the list of routes to all other clients."""
-        if self._with_page and b"text/html" in request.headers.get(b"accept", b""):
+        if self.context.pages and b"text/html" in request.headers.get(b"accept", b""):
             self._files.respond(PAGE, request)
         else:
             respond_json(request, ROUTES)
@@ -329,7 +320,7 @@ def _log_document(lines: Sequence[LogLine], last: int = 0) -> tuple[bytes, int]:
 
 
 def _wants_events(request: HttpRequest) -> bool:
-    return EVENTS.encode() in request.headers.get(b"accept", b"")
+    return b"text/event-stream" in request.headers.get(b"accept", b"")
 
 
 def permissions(identity: Identity | None) -> dict[str, Any]:

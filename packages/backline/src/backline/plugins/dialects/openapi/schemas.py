@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from backline.dialects.json_values import NON_FINITE
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.engine.model import Model
-from backline.plugins.dialects.plain.values import NON_FINITE
 from backline_client.values.datatypes import DataType
 from backline_client.values.signature import TensorSpec
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from backline.access.scope import Scope
 from backline.dialects.answers import JSON, encode_json
-from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.plugin import Dialect, DialectContext
 from backline.dialects.router import Router
-from backline.engine.engine import Engine
 from backline.wire.application import HttpRequest
 
 
-class OpenApiService:
+class OpenApiDialect(Dialect):
     """Registers the routes of the OpenAPI documents. The modules that build the documents are imported at the
     first request.
     """
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
-        self._engine = engine
-        self._deferred = deferred
+    def __init__(self, context: DialectContext) -> None:
+        super().__init__(context)
         self._router: Router | None = None
         self._server: bytes | None = None
 
@@ -39,10 +37,10 @@ class OpenApiService:
         def answer() -> None:
             from backline.plugins.dialects.openapi.document import model_document
 
-            model = self._engine.find_ready(name, version)
+            model = self.context.engine.find_ready(name, version)
             _respond(request, encode_json(model_document(model, versioned=bool(version))))
 
-        self._deferred.when_known(name, version, request, answer)
+        self.context.deferred.when_known(name, version, request, answer)
 
 
 def _respond(request: HttpRequest, document: bytes) -> None:

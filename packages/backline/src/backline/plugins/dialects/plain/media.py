@@ -12,8 +12,8 @@ from io import BytesIO
 
 import numpy as np
 
+from backline.dialects.json_values import widened
 from backline.engine.numbers import parse_whole
-from backline.plugins.dialects.plain.values import widened
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument, NotAcceptable
 from backline_client.values.tensor import Tensor

@@ -15,6 +15,7 @@ from backline.dialects.documents import read_pairs, suggestion
 from backline.dialects.input_plan import check_bytes_elements, check_tensors
 from backline.dialects.json_data import without_words
 from backline.dialects.json_scan import check_keys, count
+from backline.dialects.json_values import bytes_tensor, tensor_of
 from backline.dialects.off_loop import LARGE, LargeRequest, is_long
 from backline.engine.engine import Engine
 from backline.engine.model import Model
@@ -27,7 +28,6 @@ from backline.engine.parameters import (
 )
 from backline.plugins.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
 from backline.plugins.dialects.plain.multipart import FormPart, media_type, read_multipart
-from backline.plugins.dialects.plain.values import bytes_tensor, tensor_of
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument, PayloadTooLarge, UnsupportedMediaType
 from backline_client.values.messages import InferRequest, InferResponse, Parameter

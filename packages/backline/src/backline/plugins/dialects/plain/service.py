@@ -20,14 +20,15 @@ from backline.dialects.exchange import (
     UnaryInference,
     deadline_of,
 )
+from backline.dialects.json_values import value_of
 from backline.dialects.off_loop import OffLoop
+from backline.dialects.plugin import Dialect
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.engine.tracing import Trace
 from backline.plugins.dialects.plain.media import EVENTS, JSON, TEXT, WRITERS, accepted, choose_output
 from backline.plugins.dialects.plain.reader import PlainPlan, PlainReader, query_parameters
-from backline.plugins.dialects.plain.values import value_of
 from backline.wire.application import HttpRequest
 from backline_client.values.errors import NotAcceptable
 from backline_client.values.messages import InferRequest, InferResponse
@@ -36,6 +37,16 @@ from backline_client.values.tensor import Buffer, Tensor
 _STREAMS = "the model sends any number of responses; ask for them with Accept: text/event-stream"
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
 _encode = msgspec.json.Encoder().encode
+
+
+class PlainDialect(Dialect):
+    """Plain HTTP and its WebSockets."""
+
+    def add_routes(self, router: Router) -> None:
+        from backline.plugins.dialects.plain.sockets import SocketService  # uses this module
+
+        PlainService(self.context.engine, self.context.deferred).add_routes(router)
+        SocketService(self.context.engine).add_routes(router)
 
 
 class PlainService:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from backline.access.scope import Scope
+from backline.dialects.admission import admit_message
 from backline.dialects.answers import error_body, hidden_error, respond_error
 from backline.dialects.documents import read_query
 from backline.dialects.event_stream import encoded
@@ -183,10 +183,7 @@ class Conversation:
     async def _read(self, message: str | bytes) -> tuple[PlainPlan, InferRequest]:
         """Reads the request in a message: inputs by name as JSON, or the bytes of the model's only input."""
         model, version = self._model, self._version
-        if self._identity is not None:  # the key may have expired or been revoked since the handshake
-            self._identity.require(Scope.INFER, model)
-            if self._identity.meter is not None:
-                self._identity.meter.charge(model, len(message), monotonic())
+        admit_message(self._identity, Scope.INFER, model, len(message))
         if self._engine.is_unknown(model, version):
             await self._engine.wake(model, version)
         text = isinstance(message, str)
