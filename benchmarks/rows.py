@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 from harness import h2load, wrk
 from harness.environment import CannotRun
-from harness.folders import BENCH, ROOT
+from harness.folders import BENCH, ROOT, sources
 from harness.machine import machine
 from harness.model import Model, write_model
 from harness.model import model as harness_model
@@ -414,7 +414,7 @@ def compile_modules(root: Path) -> None:
     environment forbids to write compiled files, and that takes longer than the start.
     """
     python = root / ".venv" / "bin" / "python"
-    subprocess.run([str(python), "-m", "compileall", "-q", str(root / "src")], check=True)
+    subprocess.run([str(python), "-m", "compileall", "-q", *map(str, sources(root))], check=True)
 
 
 def compare(

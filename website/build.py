@@ -39,6 +39,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Models": (
         "docs/repositories.md",
+        "docs/write-a-repository-scheme.md",
         "docs/backends.md",
         "docs/configuration.md",
         "docs/shapes.md",

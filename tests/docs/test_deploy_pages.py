@@ -26,7 +26,7 @@ from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
 from backline_client.client import AsyncClient, Client
 from docs.conftest import commands
-from docs.pages import ROOT, Block, blocks, read
+from docs.pages import ROOT, SERVER, Block, blocks, read
 from support import models
 from support.repositories import put
 from support.tools import run, tool
@@ -177,7 +177,7 @@ def _installation(block: Block, folder: Path) -> None:
     (line,) = commands(block)
     *pip, package = shlex.split(line)
     name, _, extras = package.removesuffix("]").partition("[")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((SERVER / "pyproject.toml").read_text())["project"]
 
     assert (pip, name) == (["pip", "install"], project["name"])
     assert set(extras.split(",")) <= project["optional-dependencies"].keys()

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from backline import __version__
 from docs.conftest import wait_until_loaded
-from docs.pages import ROOT
+from docs.pages import CLIENT, ROOT, SERVER
 from support import models
 from support.server import serve
 from support.tools import tool
@@ -54,26 +54,31 @@ EXTRAS = {
     "opentelemetry": "otel",
     "swift_f0": "demo",
 }
+#: The packages in the order in which a release builds them.
+PACKAGES = ("backline-client", "backline")
 #: Extras that install what other extras install alone, or in another build.
 SEVERAL = {"torchserve", "onnx-gpu"}
 
 
 @dataclass(frozen=True)
 class Packages:
-    """The source distribution of this tree, and the wheel that was built from it."""
+    """The source distribution of the server, and the wheels of the server and of the client."""
 
     sdist: Path
     wheel: Path
+    client: Path
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """Both packages, built as a release builds them."""
+    """The packages, built as a release builds them."""
     folder = tmp_path_factory.mktemp("packages")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
-    built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
-    assert built.returncode == 0, built.stderr
-    return Packages(next(folder.glob("*.tar.gz")), next(folder.glob("*.whl")))
+    for project in (CLIENT, SERVER):
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, project]
+        built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
+        assert built.returncode == 0, built.stderr
+    wheel, client = (next(folder.glob(f"{name}-[0-9]*.whl")) for name in ("backline", "backline_client"))
+    return Packages(next(folder.glob("backline-[0-9]*.tar.gz")), wheel, client)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,17 @@ def wheel(packages: Packages) -> zipfile.ZipFile:
     return zipfile.ZipFile(packages.wheel)
 
 
+def test_all_packages_have_one_version() -> None:
+    projects = [
+        tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (CLIENT, SERVER)
+    ]
+
+    assert [project["version"] for project in projects] == [__version__] * 2
+    assert f"backline-client=={__version__}" in projects[1]["dependencies"]
+
+
 def test_the_packages_have_the_version_of_the_code(packages: Packages) -> None:
+    assert packages.client.name == f"backline_client-{__version__}-py3-none-any.whl"
     assert packages.wheel.name == f"backline-{__version__}-py3-none-any.whl"
     assert packages.sdist.name == f"backline-{__version__}.tar.gz"
 
@@ -95,7 +110,7 @@ def test_the_sdist_contains_what_a_build_needs_and_no_tests(packages: Packages) 
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
-        "packages/backline/src/backline/py.typed",
+        "src/backline/py.typed",
     } <= names
     assert {name.split("/")[0] for name in names if "/" in name} == {"src"}
 
@@ -138,17 +153,50 @@ def test_the_wheel_serves_in_a_bare_environment_that_was_installed_without_a_net
     assert _run(bare / "bin" / "backline", "--version", folder=tmp_path).split()[-1] == __version__
 
 
+def test_the_client_installs_alone_and_calls_over_http_and_grpc(packages: Packages, tmp_path: Path) -> None:
+    """What an application installs: nothing of the server, and few packages."""
+    names = zipfile.ZipFile(packages.client).namelist()
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"backline_client"}
+    assert {"backline_client/py.typed", "backline_client/protos/descriptors.binpb"} <= set(names)
+    uv = tool("uv")
+    _run(uv, "venv", "--quiet", "--python", sys.executable, "env", folder=tmp_path)
+    install = [uv, "pip", "install", "--quiet", "--python", "env"]
+    _run(*install, packages.client, folder=tmp_path)
+    listed = _run(uv, "pip", "list", "--quiet", "--python", "env", "--format", "freeze", folder=tmp_path)
+    assert {line.partition("==")[0] for line in listed.splitlines()} == {
+        "backline-client", "httptools", "msgspec", "numpy", "protobuf",
+    }  # fmt: skip
+    _run(*install, f"backline-client[grpc] @ {packages.client.as_uri()}", folder=tmp_path)
+    models.add1(tmp_path / "models")
+    ask = (
+        "import sys, numpy as np; from backline_client import connect\n"
+        "for url in sys.argv[1:]:\n"
+        "    with connect(url) as client: print(client['add1'](np.zeros((1, 16), 'float32'))['OUTPUT0'].max())\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] == 'backline']\n"
+        "try: connect('inproc:///models')['add1'].metadata()\n"
+        "except Exception as error: print(error)"
+    )
+
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        shown = _run(tmp_path / "env/bin/python", "-c", ask, server.url, server.grpc_url, folder=tmp_path)
+
+    assert shown.splitlines()[:2] == ["1.0", "1.0"]
+    assert "need the server's package: pip install backline" in shown
+
+
 def test_a_release_builds_checks_and_publishes_these_packages() -> None:
     workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
     steps = [line.strip().removeprefix("- run: ") for line in workflow.splitlines() if "run:" in line]
 
-    assert "python -m build" in steps
+    assert [f"python -m build packages/{name} --outdir dist" for name in PACKAGES] == [
+        step for step in steps if step.startswith("python -m build")
+    ]
     assert any(step.startswith("pip install") and "dist/*.whl" in step for step in steps)
     assert "pypa/gh-action-pypi-publish@" in workflow
 
 
 @pytest.mark.parametrize(
-    "name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/options.py"]
+    "name", ["py.typed", "cli/serve/options.py", "plugins/dialects/console/static/index.html"]
 )
 def test_the_wheel_contains_what_the_program_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert f"backline/{name}" in wheel.namelist()
@@ -258,7 +306,7 @@ def test_serve_imports_nothing_optional() -> None:
 
 
 def test_the_lock_file_has_every_dependency() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((SERVER / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     wanted = [
         Requirement(one) for one in (*project["dependencies"], *(one for extra in extras for one in extra))
@@ -274,7 +322,7 @@ def test_the_lock_file_has_every_dependency() -> None:
     missing = [  # run `make lock`
         str(one)
         for one in wanted
-        if one.name != "backline"
+        if not one.name.startswith("backline")
         and not all(
             one.specifier.contains(version) for version in locked.get(canonicalize_name(one.name), ["0"])
         )

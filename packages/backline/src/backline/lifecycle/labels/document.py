@@ -1,5 +1,5 @@
-"""The document that stores labels: in a file, a bucket or Redis, where several servers may read and replace
-it. A replacement fails if another server has changed the document since it was read.
+"""The document that stores labels: in a file, in Redis or where a plug-in stores it. Several servers may read
+and replace it. A replacement fails if another server has changed the document since it was read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Replaced(Exception):
 
 
 class LabelDocument(Protocol):
-    """A document in a file, a bucket or Redis. The methods block, and raise BacklineError on failure."""
+    """A document, such as a file or an object in a bucket. The methods block, and raise BacklineError on
+    failure.
+    """
 
     @property
     def where(self) -> str:
@@ -117,36 +119,6 @@ def too_large(where: str) -> BacklineError:
 def unreachable(where: str, reason: str) -> BacklineError:
     """Returns the error for labels whose storage does not respond."""
     return Unavailable(f"{where} cannot be reached: {reason}", 1)
-
-
-class ObjectDocument:
-    """A document in the object `name` under a prefix, which is given as a URL such as s3://bucket/models. The
-    object's ETag is the revision.
-    """
-
-    def __init__(self, location: str, name: str) -> None:
-        """Raises InvalidArgument for an invalid URL."""
-        # Imported here, because few servers keep labels in a bucket.
-        from backline.plugins.repositories.object_store.object_files import ObjectFiles, ObjectReplaced
-
-        self._files = ObjectFiles(location, "label store")
-        self._name = name
-        self._where = f"'{location.rstrip('/')}/{name}'"
-        self._overtaken = ObjectReplaced
-
-    @property
-    def where(self) -> str:
-        return self._where
-
-    def read(self) -> Edition:
-        found = self._files.read(self._name, MOST_BYTES)
-        return Edition(None, "") if found is None else Edition(*found)
-
-    def replace(self, data: bytes, revision: str) -> str:
-        try:
-            return self._files.replace(self._name, data, revision)
-        except self._overtaken:
-            raise Replaced from None
 
 
 class RedisDocument:

@@ -14,10 +14,10 @@ from backline.lifecycle.labels.document import (
     SCHEMES,
     FileDocument,
     LabelDocument,
-    ObjectDocument,
     RedisDocument,
     Replaced,
 )
+from backline.repository.plugin import REPOSITORIES, RepositoryPlugin, find_scheme
 from backline_client.values.control import Change
 from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError, InvalidArgument, Unavailable
@@ -30,7 +30,6 @@ IN_REPOSITORY: Final = "repository"
 _FILE: Final = "labels.json"
 #: A hidden folder, so that the scan of a repository does not mistake it for a model.
 _FOLDER: Final = ".backline"
-_BUCKETS: Final = ("s3", "gs", "az", "as")
 #: The number of changes to the labels of each model that are kept for rollbacks.
 _MOST_CHANGES: Final = 100
 #: The number of times that a change is tried if other servers keep changing the document at the same time.
@@ -215,7 +214,7 @@ def find_place(place: str, locations: Sequence[str]) -> str:
     """
     found = f"{locations[0].rstrip('/')}/{_FOLDER}" if place == IN_REPOSITORY else place
     scheme, colon, _ = found.partition("://")
-    if not colon or scheme.lower() in _BUCKETS:
+    if not colon or _writable(scheme) is not None:
         return found
     if place == IN_REPOSITORY:
         raise InvalidArgument(
@@ -224,7 +223,8 @@ def find_place(place: str, locations: Sequence[str]) -> str:
             " redis://host:6379"
         )
     if scheme.lower() not in SCHEMES:
-        known = ", ".join(f"{one}://" for one in (*_BUCKETS, *SCHEMES))
+        writable = (one for plugin in REPOSITORIES.all if plugin.labels for one in plugin.schemes)
+        known = ", ".join(f"{one}://" for one in (*writable, *SCHEMES))
         raise InvalidArgument(
             f"labels cannot be kept at '{place}': expected '{IN_REPOSITORY}', a folder, or one of {known}"
         )
@@ -235,7 +235,17 @@ def _open_document(place: str) -> LabelDocument:
     scheme, colon, _ = place.partition("://")
     if not colon:
         return FileDocument(Path(place) / _FILE)
-    return ObjectDocument(place, _FILE) if scheme.lower() in _BUCKETS else RedisDocument(place)
+    plugin = _writable(scheme)
+    if plugin is None:
+        return RedisDocument(place)
+    document: LabelDocument = plugin.open_labels(place, _FILE)
+    return document
+
+
+def _writable(scheme: str) -> RepositoryPlugin | None:
+    """Returns the plug-in for a scheme if labels can be kept at its locations, otherwise None."""
+    plugin = None if scheme.lower() in SCHEMES else find_scheme(scheme.lower())
+    return plugin if plugin is not None and plugin.labels else None
 
 
 def _changed(contents: _Contents, change: Change) -> _Contents:

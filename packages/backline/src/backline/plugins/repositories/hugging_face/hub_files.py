@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote, urljoin
 from backline.engine.config.model_config import ModelFormat
 from backline.repository.layouts.hub import find_served, hub_name
 from backline.repository.listing import FileEntry, Listing
+from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.files import GIT, SHA256, Opened
 from backline.repository.remote.http_client import HttpClient, WebResponse, origin
 from backline_client.values.errors import InvalidArgument, NotFound, Unavailable
@@ -174,6 +175,11 @@ class HubFiles:
 
     def close(self) -> None:
         """Does nothing: no connection is kept open."""
+
+
+def hub_files(location: str, formats: Sequence[ModelFormat], contents: ContentCache) -> HubFiles:
+    """Returns the files of a repository on the hub."""
+    return HubFiles(location, formats)
 
 
 def _unread(path: str) -> bytes:

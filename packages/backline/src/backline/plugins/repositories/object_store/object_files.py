@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backline.engine.config.model_config import ModelFormat
 from backline.plugins.repositories.object_store.object_location import (
     CREDENTIALS,
     ObjectLocation,
@@ -22,6 +23,8 @@ from backline_client.values.errors import BacklineError, InvalidArgument, NotFou
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+    from backline.repository.remote.cache import ContentCache
 
 #: With these limits, a store that does not respond is detected within seconds; the next poll tries again.
 _CONNECT_SECONDS = 5
@@ -272,6 +275,11 @@ class ObjectFiles:
     def _at_endpoint(self) -> str:
         endpoint = self._place.options.get("endpoint") or self._place.options.get("base_url")
         return f" at {endpoint}" if endpoint else ""
+
+
+def object_files(location: str, formats: Sequence[ModelFormat], contents: ContentCache) -> ObjectFiles:
+    """Returns the files of a bucket."""
+    return ObjectFiles(location)
 
 
 def _open_store(location: str, place: ObjectLocation, what: str) -> ObjectStore:

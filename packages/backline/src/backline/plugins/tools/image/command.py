@@ -17,7 +17,7 @@ from backline.backends.registry import FORMATS, choose
 from backline.cli.command import CommandGroup, run
 from backline.engine.numbers import format_bytes
 from backline.environments.requirements import find_requirements
-from backline.repository.location import open_repository
+from backline.repository.location import open_repository, plugin_of, split_name
 from backline.repository.repository import FoundModel
 from backline_client.system.user_folders import user_cache
 from backline_client.values.errors import BacklineError, InvalidArgument
@@ -217,8 +217,6 @@ def _size(program: str, tag: str) -> str:
     return f", {format_bytes(int(shown))}" if shown.isdigit() else ""
 
 
-#: The extra that each kind of object store needs, by the scheme of the repository's URL.
-_OF_SCHEMES = {"s3": "cloud", "gs": "cloud", "az": "cloud", "as": "cloud"}
 #: Files with these suffixes or names may be the code or configuration of a Python model, or list the packages
 #: that it requires. Files of weights have other names.
 _SUFFIXES = (".py", ".txt", ".toml", ".pbtxt")
@@ -246,7 +244,8 @@ def recipe_of(location: str, models: Iterable[FoundModel], root: Path | None) ->
     available. Raises InvalidArgument for a model that cannot be served, for example because its format is
     unknown.
     """
-    extras = {extra for scheme, extra in _OF_SCHEMES.items() if location.startswith(f"{scheme}://")}
+    plugin = plugin_of(split_name(location)[1])
+    extras = set() if plugin is None else {plugin.extra} - {""}
     files: set[str] = set()
     for model in models:
         if model.problem:
