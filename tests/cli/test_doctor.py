@@ -17,8 +17,8 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.options import LifecycleOptions
-from backline.plugins.tools.doctor import is_server
 from backline.plugins.tools.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
+from backline.plugins.tools.doctor.examination import is_server
 from backline.plugins.tools.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
 from backline.plugins.tools.doctor.finding import Severity, diagnose
 from backline.plugins.tools.doctor.machine import MACHINE, Machine, read_machine
@@ -295,6 +295,7 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("conflicting-packages", "error", {"packages": {"onnxruntime": "1.30", "onnxruntime-gpu": "1.30"}}),
     ("gpu-packages", "warning", {"gpu": True}),
     ("environment-variables", "warning", {"variables": ("BACKLINE_X has no effect; did you mean Y?",)}),
+    ("plugins", "error", {"plugin_problems": ("the plug-in 'toy' of toy 1 is old: install another",)}),
     ("cores", "warning", {"quota": 0.5}),
     ("throttling", "warning", {"throttled": 0.2}),
     ("thread-variables", "warning", {"threads": {"OMP_NUM_THREADS": "many"}}),

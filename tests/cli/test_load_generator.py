@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from backline.plugins.tools.bench.load_generator import closed_loop, open_loop
+from backline.cli.load_generator import closed_loop, open_loop
 from backline_client.values.errors import Unavailable
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from backline.plugins.tools.top import Reading, activities, percentile, with_metrics
+from backline.plugins.tools.top.command import Reading, activities, percentile, with_metrics
 from backline_client.client.records import ModelIndex
 from cli.conftest import Run
 from support.server import ServerProcess

@@ -16,7 +16,6 @@ import pytest
 
 from backline.cli.numbers import DurationType
 from backline.observe.prediction_log import encode_record
-from backline.plugins.tools.tune import write_configuration
 from backline.plugins.tools.tune.load_predictor import BatchTimes
 from backline.plugins.tools.tune.search import (
     LEVELS,
@@ -37,6 +36,7 @@ from backline.plugins.tools.tune.settings import (
     space,
 )
 from backline.plugins.tools.tune.trials import recorded_inputs
+from backline.plugins.tools.tune.tuning import write_configuration
 from backline_client.protos import message
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument

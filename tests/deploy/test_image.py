@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import backline
-from backline.cli import image as image_command
+from backline.plugins.tools.image import command as image_command
 from deploy.conftest import Podman
 from docs.pages import code, table
 from support import models

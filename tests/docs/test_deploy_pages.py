@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable
 from contextlib import chdir
@@ -17,9 +18,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from backline.cli import image, serve, service
+from backline.cli import serve
 from backline.plugins.ray import Deployment, deployment
 from backline.plugins.ray.needs import read_needs
+from backline.plugins.tools.image import command as image
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
 from backline_client.client import AsyncClient, Client
@@ -27,7 +29,7 @@ from docs.conftest import commands
 from docs.pages import ROOT, SERVER, Block, blocks, read
 from support import models
 from support.repositories import put
-from support.tools import run
+from support.tools import run, tool
 
 PAGES = sorted(path.name for path in (ROOT / "docs" / "deploy").glob("*.md"))
 CHART = ROOT / "deploy" / "helm" / "backline"
@@ -157,12 +159,18 @@ def _function(block: Block, folder: Path) -> None:
     assert callable(answer)
 
 
-def _user_service(block: Block, folder: Path) -> None:
-    """tests/cli/test_service.py runs them with a stand-in for systemctl; this checks their arguments."""
-    for line in commands(block):
-        program, verb, name, *arguments = shlex.split(line)
-        assert (program, verb) == ("backline", "service")
-        service.command.commands[name].make_context(name, arguments)
+def _user_unit(block: Block, folder: Path) -> None:
+    (started,) = (line for line in block.text.splitlines() if line.startswith("ExecStart="))
+    program, name, *arguments = shlex.split(started.removeprefix("ExecStart="))
+    (folder / "page.service").write_text(block.text.replace(program, "/bin/true"))
+    checked = subprocess.run(
+        [tool("systemd-analyze"), "verify", "--man=no", str(folder / "page.service")],
+        check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert (Path(program).name, name) == ("backline", "serve")
+    serve.command.make_context(name, arguments)
+    assert "page.service" not in checked.stderr, checked.stderr
 
 
 def _installation(block: Block, folder: Path) -> None:
@@ -224,7 +232,7 @@ CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
         _serve_scaler,
     ],
     "serverless.md": [_function, _function],
-    "systemd.md": [_environment, _user_service],
+    "systemd.md": [_environment, _user_unit],
 }
 
 

@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from backline.lifecycle.options import LifecycleOptions
     from backline_client.client import connect, connect_async
 
-__all__ = ["Embedded", "Function", "LifecycleOptions", "__version__", "connect", "connect_async", "serve"]
+__all__ = [
+    "Embedded",
+    "Function",
+    "LifecycleOptions",
+    "__version__",
+    "bench",
+    "connect",
+    "connect_async",
+    "doctor",
+    "serve",
+    "tune",
+]
 
 #: The module of each name that is imported only on first use, so that a server does not import the client, or
 #: a client the server.
@@ -27,10 +38,20 @@ _MODULES = {
     "serve": "backline.background",
 }
 
+#: The commands that are functions too.
+_COMMANDS = ("bench", "doctor", "tune")
+
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
+    if name in _COMMANDS:
+        from backline.cli.commands import COMMANDS
+
+        for record in COMMANDS.built_in:
+            if record.name == name:
+                module, _, function = record.function.partition(":")
+                return getattr(import_module(module), function)
     raise AttributeError(f"module 'backline' has no attribute {name!r}")
 
 

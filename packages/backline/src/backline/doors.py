@@ -39,10 +39,21 @@ class Plugin(Struct, frozen=True, kw_only=True):
     page: str = ""
     api_version: int = API_VERSION
 
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """What the plug-in serves, for lists of plug-ins, such as "*.onnx" or "GET /v1/models"."""
+        return ()
+
     def load(self) -> Any:
-        """Imports the plug-in's code."""
+        """Imports the plug-in's code. Raises InvalidArgument if it cannot be imported."""
         module, _, attribute = self.target.partition(":")
-        return getattr(import_module(module), attribute)
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            advice = f"; install what it needs: {self.extra}" if self.extra else ""
+            raise InvalidArgument(
+                f"the plug-in '{self.name}' cannot be imported from '{self.target}': {error}{advice}"
+            ) from error
 
 
 Record = TypeVar("Record", bound=Plugin)

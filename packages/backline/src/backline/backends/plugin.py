@@ -45,6 +45,14 @@ class BackendPlugin(Plugin, frozen=True, kw_only=True):
     #: empty if this backend loads all of its models.
     loaded_by: str = ""
 
+    @property
+    def serves(self) -> tuple[str, ...]:
+        return tuple(
+            text
+            for format in self.formats
+            for text in (*format.filenames, *(f"*{suffix}" for suffix in format.suffixes))
+        )
+
     def imports_for(self, path: Path) -> tuple[str, ...]:
         """Returns the modules and functions (see `imports`) for a process that forks for a trial of `path`.
         Only the file name is considered.

@@ -1,41 +1,38 @@
-"""The built-in commands: a table with which help and completion need not import them."""
+"""The door for commands: the record of one, and the built-in ones. Help and completion read only these."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Final, NamedTuple
+from typing import Final
 
-import click
+from backline.doors import Door, Plugin
 
 
-class CommandRecord(NamedTuple):
-    """A command of `backline`. `target` is where its click command is found, as "module:attribute", and
-    `group` is the heading under which `backline --help` lists it.
+class CommandPlugin(Plugin, frozen=True, kw_only=True):
+    """A command of `backline`. `target` is its click command, `summary` its line in `backline --help`, and
+    `group` the heading under which that line stands.
     """
 
-    name: str
-    summary: str
-    group: str
-    target: str
+    group: str = "Other commands"
+    #: The function ("module:function") that does in a program what the command does in a shell. It is offered
+    #: as `backline.NAME` if the command is built in. Empty if there is none.
+    function: str = ""
 
-    def load(self) -> click.Command:
-        """Imports the command."""
-        module, _, attribute = self.target.partition(":")
-        found: click.Command = getattr(import_module(module), attribute)
-        return found
+    @property
+    def serves(self) -> tuple[str, ...]:
+        return (f"backline {self.name}",)
 
 
-def _built_in(group: str, summaries: dict[str, str]) -> list[CommandRecord]:
+def _core(group: str, summaries: dict[str, str]) -> list[CommandPlugin]:
     """Returns the records of commands, whose modules in backline.cli have the same names."""
     return [
-        CommandRecord(name, summary, group, f"backline.cli.{name}:command")
+        CommandPlugin(name=name, summary=summary, group=group, target=f"backline.cli.{name}:command")
         for name, summary in summaries.items()
     ]
 
 
-#: The built-in commands, in the order in which `backline --help` lists them.
-BUILT_IN: Final = (
-    *_built_in(
+#: The commands of the core, in the order in which `backline --help` lists them.
+PLUGINS: Final = (
+    *_core(
         "Serve models",
         {
             "serve": "Serve the models of one or more repositories.",
@@ -43,7 +40,7 @@ BUILT_IN: Final = (
             "tritonserver": "Serve models with Triton's command line and defaults.",
         },
     ),
-    *_built_in(
+    *_core(
         "Use models",
         {
             "run": "Run a model once, without a server.",
@@ -52,17 +49,15 @@ BUILT_IN: Final = (
             "models": "Show, load, unload and label the models on a server.",
         },
     ),
-    *_built_in(
+    *_core(
         "Prepare models and servers",
         {
-            "new": "Create a Python model to start from.",
+            "new": "Create a Python model or a plug-in to start from.",
             "config": "Show, check, explain and convert the configuration of models on disk.",
             "env": "Show, build and remove the environments of Python models.",
-            "image": "Build a container image for the models of a repository.",
-            "service": "Install, show and remove a server as a service of this user, under systemd.",
         },
     ),
-    *_built_in(
+    *_core(
         "Control access",
         {
             "keys": "Create, list, revoke and rotate the API keys of a server.",
@@ -72,16 +67,31 @@ BUILT_IN: Final = (
             "audit": "Show who changed something on a server, and who was refused.",
         },
     ),
-    *_built_in(
+    *_core(
         "Watch and measure",
         {
-            "top": "Show what the models on a server are doing now.",
             "watch": "Show requests to a server as they end.",
             "logs": "Show the log of a server on this machine.",
-            "doctor": "Find out what is wrong with a machine, with models or with a server.",
-            "bench": "Measure a model on a server under load.",
-            "tune": "Search for the best settings of a model on this machine.",
         },
     ),
-    *_built_in("Other commands", {"completion": "Print the script that completes commands in a shell."}),
+    *_core(
+        "Other commands",
+        {
+            "plugins": "List the plug-ins, built in and installed.",
+            "completion": "Print the script that completes commands in a shell.",
+        },
+    ),
+)
+
+COMMANDS: Final = Door(
+    "backline.commands",
+    CommandPlugin,
+    (
+        "backline.cli.commands",
+        "backline.plugins.tools.image",
+        "backline.plugins.tools.top",
+        "backline.plugins.tools.doctor",
+        "backline.plugins.tools.bench",
+        "backline.plugins.tools.tune",
+    ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
@@ -18,6 +18,8 @@ from backline_client.values.errors import InvalidArgument
 from backline_client.values.signature import TensorSpec
 from backline_client.values.tensor import Tensor
 
+#: The inputs of a request: arrays by input name, or items of a command line (see `given_inputs`).
+Inputs: TypeAlias = Mapping[str, Any] | Sequence[str]
 FORMS = (
     "JSON such as [[1, 2]], @FILE (.npy, .json, text, image, audio), random, zeros, or random:1,16 with a"
     " shape"
@@ -189,19 +191,17 @@ def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
     return {"sequence_id": 1, "sequence_start": True, "sequence_end": True}
 
 
-def request_inputs(
-    metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]
-) -> tuple[Tensor, ...]:
+def request_inputs(metadata: ModelMetadata, shapes: Sequence[str], given: Inputs) -> tuple[Tensor, ...]:
     """Returns the given inputs, and random values for the other inputs that are required or have an item in
     `shapes`. Raises InvalidArgument if an item is invalid, or if an input needs a shape and has none.
     """
-    values = given_inputs(metadata, given)
+    values = given if isinstance(given, Mapping) else given_inputs(metadata, given)
     chosen: dict[str, tuple[int, ...]] = {}
     for item in shapes:
         name, _, dims = item.rpartition(":")
         chosen[name] = parse_shape(name or item, dims)
     names = [spec.name for spec in metadata.inputs]
-    for name in chosen:
+    for name in (*chosen, *values):
         if name not in names:
             raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'; it has {', '.join(names)}")
     tensors = []

@@ -5,15 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 import backline
 from backline.cli.command import CommandGroup
-from backline.cli.commands import BUILT_IN, CommandRecord
+from backline.cli.commands import COMMANDS, PLUGINS, CommandPlugin
 from backline.system.garbage import exempt_imports
 from backline_client.values.errors import BacklineError
 from backline_client.values.names import printable
@@ -24,29 +24,32 @@ if TYPE_CHECKING:
 
 
 class LazyCommands(CommandGroup):
-    """A group that imports a subcommand only when the subcommand is called."""
+    """A group that imports a subcommand only when the subcommand is called.
 
-    def __init__(self, *arguments: Any, records: Iterable[CommandRecord], **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self._records = {record.name: record for record in records}
+    The commands of the core are found without importing a plug-in. The installed distributions are only
+    scanned for a name that no built-in command has.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._records)
+        return [record.name for record in COMMANDS.built_in]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        record = self._records.get(cmd_name)
+        record = _record(cmd_name)
         if record is None:
             return None
         with _one_blas_thread():
-            found = record.load()
+            found: click.Command = record.load()
         if not gc.isenabled():  # main() has disabled the garbage collector
             exempt_imports()
         return found
 
+    def known_commands(self) -> list[str]:
+        return [record.name for record in COMMANDS.all]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = max(map(len, self._records))
-        groups: dict[str, list[CommandRecord]] = {}
-        for record in self._records.values():
+        width = max(map(len, self.list_commands(ctx)))
+        groups: dict[str, list[CommandPlugin]] = {}
+        for record in COMMANDS.built_in:
             groups.setdefault(record.group, []).append(record)
         for group, records in groups.items():
             with formatter.section(group):
@@ -56,11 +59,19 @@ class LazyCommands(CommandGroup):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        names = (record for record in self._records.values() if record.name.startswith(incomplete))
+        names = (record for record in COMMANDS.built_in if record.name.startswith(incomplete))
         return [
             *(CompletionItem(record.name, help=record.summary) for record in names),
             *click.Command.shell_complete(self, ctx, incomplete),
         ]
+
+
+def _record(name: str) -> CommandPlugin | None:
+    """Returns the command with this name. Raises InvalidArgument if it is installed but cannot be used."""
+    for record in PLUGINS:
+        if record.name == name:
+            return record
+    return None if name.startswith("-") else COMMANDS.find(name, lambda record: record.name == name)
 
 
 @contextmanager
@@ -84,10 +95,9 @@ def _one_blas_thread() -> Iterator[None]:
 
 @click.group(
     cls=LazyCommands,
-    records=BUILT_IN,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Each command has examples: backline COMMAND --help. BACKLINE_DEBUG=1 shows the traceback of an"
-    " error.",
+    " error. backline plugins list also shows the commands of installed plug-ins.",
 )
 @click.version_option(backline.__version__, prog_name="backline")
 def command() -> None:

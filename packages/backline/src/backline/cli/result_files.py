@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from backline_client.client.result import InferResult
-from backline_client.values.errors import Internal
+from backline_client.values.errors import Internal, InvalidArgument
 from backline_client.values.names import printable
 
 SUFFIXES = (".npz", ".npy", ".json")
@@ -148,3 +148,11 @@ def show(results: Sequence[InferResult]) -> None:
                     array, threshold=64, edgeitems=3, precision=6, suppress_small=True, max_line_width=120
                 )
             )
+
+
+def require_matplotlib() -> None:
+    """Raises InvalidArgument if matplotlib is missing. The error names the extra that installs it."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise InvalidArgument(f"plots need matplotlib: pip install 'backline[plot]' ({error})") from None

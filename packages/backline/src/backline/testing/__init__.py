@@ -1,1 +1,1 @@
-"""Conformance kits: the tests of this project, for the plug-ins of others. They need pytest."""
+"""Conformance kits: the checks that Backline's own plug-ins pass, for those of others. They need pytest."""

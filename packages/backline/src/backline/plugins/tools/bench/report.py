@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 import backline
+from backline.cli.load_generator import BenchStep
 from backline.cli.table import print_table
-from backline.plugins.tools.bench.load_generator import BenchStep
-from backline_client.values.errors import InvalidArgument
 
 _UNITS = "Latencies are in ms, measured by the client; queue and compute are means in ms from the server."
 BUSY_GENERATOR = 0.9
@@ -164,14 +163,6 @@ def _print_bars(report: BenchReport) -> None:
 
 def write_json(report: BenchReport, path: Path) -> None:
     path.write_text(json.dumps(report.document(), indent=2) + "\n")
-
-
-def require_matplotlib() -> None:
-    """Raises InvalidArgument if matplotlib is missing. The error names the extra that installs it."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise InvalidArgument(f"plots need matplotlib: pip install 'backline[plot]' ({error})") from None
 
 
 def write_png(report: BenchReport, path: Path) -> None:

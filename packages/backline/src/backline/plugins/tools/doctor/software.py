@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from backline.cli.plugins import DOORS
 from backline.plugins.tools.doctor.finding import Finding, error, note, ok, warning
 
 #: The newest Python that Backline is tested with.
@@ -48,6 +49,8 @@ class Software:
     gpu: bool
     #: Warnings about environment variables that start with BACKLINE_ but set no option.
     variables: tuple[str, ...] = ()
+    #: Why installed plug-ins cannot be used, a sentence for each.
+    plugin_problems: tuple[str, ...] = ()
 
 
 def python(software: Software) -> Iterator[Finding]:
@@ -173,6 +176,18 @@ def environment_variables(software: Software) -> Iterator[Finding]:
         yield ok("Every environment variable that starts with BACKLINE_ has an effect")
 
 
+def plugins(software: Software) -> Iterator[Finding]:
+    for problem in software.plugin_problems:
+        what, _, advice = problem.partition(": ")
+        yield error(
+            what[:1].upper() + what[1:],
+            "The server starts without it, and refuses what only this plug-in serves.",
+            f"{advice[:1].upper()}{advice[1:]}.",
+        )
+    if not software.plugin_problems:
+        yield ok("Every installed plug-in can be used")
+
+
 SOFTWARE: Mapping[str, Callable[[Software], Iterator[Finding]]] = {
     "python": python,
     "interpreter-lock": interpreter_lock,
@@ -183,6 +198,7 @@ SOFTWARE: Mapping[str, Callable[[Software], Iterator[Finding]]] = {
     "conflicting-packages": conflicting_packages,
     "gpu-packages": gpu_packages,
     "environment-variables": environment_variables,
+    "plugins": plugins,
 }
 
 
@@ -205,6 +221,7 @@ def read_software(variables: Sequence[str]) -> Software:
         },
         gpu=any(Path("/dev").glob("nvidia[0-9]*")),
         variables=tuple(variables),
+        plugin_problems=tuple(one.problem for door in DOORS for one in door.installed if one.problem),
     )
 
 

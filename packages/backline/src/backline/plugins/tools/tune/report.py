@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -116,10 +115,6 @@ def document(outcome: Outcome, goal: Goal, name: str, inputs: str) -> dict[str, 
         ],
         "measured": [entry(one) for one in outcome.measured],
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def comment(outcome: Outcome, goal: Goal, inputs: str) -> str:

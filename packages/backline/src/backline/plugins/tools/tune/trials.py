@@ -13,13 +13,13 @@ from typing import Any, Self
 import numpy as np
 from msgspec import structs
 
-from backline.cli.inputs import request_inputs
+from backline.cli.inputs import Inputs, request_inputs
+from backline.cli.load_generator import closed_loop
 from backline.embedded.embedded import Embedded
 from backline.embedded.transport import InprocTransport
 from backline.engine.model import Model
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.prediction_log import read_log
-from backline.plugins.tools.bench.load_generator import closed_loop
 from backline.plugins.tools.tune.search import LoadMeasurement
 from backline.plugins.tools.tune.settings import (
     RUNTIME_OPTIONS,
@@ -82,7 +82,7 @@ class Trials:
         return self._tunable
 
     async def prepare(
-        self, shapes: Sequence[str], given: Sequence[str], recorded: Path | None
+        self, shapes: Sequence[str], given: Inputs, recorded: Path | None
     ) -> tuple[str, Tunable]:
         """Prepares the requests, from a recording or from the same inputs as for `backline bench`.
 
@@ -116,7 +116,7 @@ class Trials:
             return {}
         return {name: rule.buckets for name, rule in joining.padding.items() if rule.axes in ((), (1,))}
 
-    async def _inputs(self, shapes: Sequence[str], given: Sequence[str]) -> tuple[Any, ...]:
+    async def _inputs(self, shapes: Sequence[str], given: Inputs) -> tuple[Any, ...]:
         handle = self._client.model(self._name)
         metadata = (await handle.metadata()).completed(await handle.config())
         return request_inputs(metadata, shapes, given)
