@@ -1,7 +1,8 @@
-"""`backline new`: creates a model to start from."""
+"""`backline new`: creates a model or a plug-in to start from."""
 
 from __future__ import annotations
 
+import keyword
 import re
 import shlex
 import shutil
@@ -82,11 +83,31 @@ TEMPLATES = {
         "a model that calls another model", "generate", '{"text": "the longest words first"}'
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PluginTemplate:
+    """A template of a plug-in: what it is, its group of entry points, and the page that explains it."""
+
+    what: str
+    door: str
+    page: str
+
+
+PLUGIN_TEMPLATES = {
+    "backend": PluginTemplate("a plug-in for a format of models", "backline.backends", "write-a-backend.md"),
+    "dialect": PluginTemplate("a plug-in with routes of its own", "backline.dialects", "write-a-dialect.md"),
+    "repository": PluginTemplate(
+        "a plug-in for repositories elsewhere", "backline.repositories", "write-a-repository-scheme.md"
+    ),
+    "command": PluginTemplate("a plug-in with a command", "backline.commands", "write-a-command.md"),
+}
 _EPILOG = """\b
 Examples:
   backline new tagger && backline serve tagger
   backline new models/scorer --template batch
   backline new listener --template audio
+  backline new myformat --template backend
   backline new chat --template stream --requires transformers --requires torch==2.9.1"""
 
 
@@ -94,10 +115,10 @@ Examples:
 @click.argument("path", type=click.Path(path_type=Path), metavar="NAME")
 @click.option(
     "--template",
-    type=click.Choice(tuple(TEMPLATES)),
+    type=click.Choice((*TEMPLATES, *PLUGIN_TEMPLATES)),
     default="model",
     show_default=True,
-    help="; ".join(f"{name}: {one.what}" for name, one in TEMPLATES.items()) + ".",
+    help="; ".join(f"{name}: {one.what}" for name, one in (TEMPLATES | PLUGIN_TEMPLATES).items()) + ".",
 )
 @click.option(
     "--requires",
@@ -106,7 +127,8 @@ Examples:
     help="A package for requirements.txt, which gives the model its own environment; repeatable.",
 )
 def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
-    """Create a Python model and its test. NAME may be a path; existing files are never overwritten.
+    """Create a Python model or a plug-in, and its test. NAME may be a path; existing files are never
+    overwritten.
 
     `backline serve NAME` serves the model. If NAME is inside a repository, the repository serves it too,
     except with --template pipeline, which creates a repository of two models.
@@ -121,7 +143,17 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
         raise AlreadyExists(f"'{path}' already exists; choose another name, or remove it")
     if any(not one.strip() for one in requires):
         raise InvalidArgument("--requires needs the name of a package, such as numpy or torch==2.9.1")
-    files = dict(_files(template, name))
+    if template in PLUGIN_TEMPLATES:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+            raise InvalidArgument(
+                f"'{name}' is not a usable name of a plug-in: it is the name of a Python package, so use"
+                " lower-case letters, digits and '_', and start with a letter"
+            )
+        if requires:
+            raise InvalidArgument("--requires is for models; list packages in the plug-in's pyproject.toml")
+        files = dict(_plugin_files(template, name))
+    else:
+        files = dict(_files(template, name))
     if requires:
         folder = path / name if template == "pipeline" else path
         files[(folder / "requirements.txt").relative_to(path)] = "".join(f"{one}\n" for one in requires)
@@ -134,7 +166,10 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
             raise OSError(error.errno, error.strerror, str(path / file)) from None
     for file in files:
         print(f"wrote {path / file}")
-    print(_next(path, name, TEMPLATES[template]))
+    if template in PLUGIN_TEMPLATES:
+        print(_next_of_plugin(path, PLUGIN_TEMPLATES[template]))
+    else:
+        print(_next(path, name, TEMPLATES[template]))
 
 
 def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
@@ -148,6 +183,28 @@ def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
             Path(*(name if part == _NAME else part for part in relative.parts[:-1]), file_name),
             file.read_text(),
         )
+
+
+def _plugin_files(template: str, name: str) -> Iterator[tuple[Path, str]]:
+    """Yields the path and the content of each file of a plug-in. Paths are relative to the new folder."""
+    for root in (_TEMPLATES / "plugins" / "common", _TEMPLATES / "plugins" / template):
+        for file in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+            content = file.read_text().replace("DOOR", PLUGIN_TEMPLATES[template].door)
+            relative = str(file.relative_to(root)).replace(_NAME, name)
+            yield Path(relative), content.replace(_NAME, name).replace("Name", _class_name(name))
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def _next_of_plugin(path: Path, template: PluginTemplate) -> str:
+    where = shlex.quote(str(path))
+    return f"""
+Install it:  pip install --editable {shlex.quote(f"{path}[test]")}
+Test it:     pytest {where}
+See it:      backline plugins list
+Read:        docs/{template.page}"""
 
 
 def _next(path: Path, name: str, template: Template) -> str:

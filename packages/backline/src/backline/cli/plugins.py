@@ -15,10 +15,12 @@ from backline.backends.plugin import BACKENDS
 from backline.cli.command import CommandGroup
 from backline.cli.commands import COMMANDS
 from backline.cli.table import print_table
+from backline.dialects.plugin import DIALECTS
 from backline.doors import Door, Plugin
+from backline.repository.plugin import REPOSITORIES
 
 #: All doors, in the order of the list.
-DOORS: Final[tuple[Door[Any], ...]] = (BACKENDS, COMMANDS)
+DOORS: Final[tuple[Door[Any], ...]] = (BACKENDS, DIALECTS, REPOSITORIES, COMMANDS)
 _COLUMNS = ("kind", "name", "serves", "from", "needs")
 _BUILT_IN = "built in"
 _EXTRA_OF = re.compile(r"""^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['"]([^'"]+)['"]""")

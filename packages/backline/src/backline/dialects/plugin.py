@@ -49,6 +49,11 @@ class DialectPlugin(Plugin, frozen=True, kw_only=True):
             raise ValueError(f"'{wrong[0]}' is not a route such as 'POST /v1/chat'")
 
     @property
+    def serves(self) -> tuple[str, ...]:
+        sockets = (f"WebSocket {pattern}" for pattern in self.websockets)
+        return (*self.routes, *sockets, *self.services)
+
+    @property
     def title(self) -> str:
         return f"the dialect '{self.name}'"
 

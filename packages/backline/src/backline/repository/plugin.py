@@ -35,6 +35,10 @@ class RepositoryPlugin(Plugin, frozen=True, kw_only=True):
     #: with this name below the URL; empty if the locations cannot be written to.
     labels: str = ""
 
+    @property
+    def serves(self) -> tuple[str, ...]:
+        return tuple(f"{scheme}:" if self.slashless else f"{scheme}://" for scheme in self.schemes)
+
     def open(self, location: str, formats: Sequence[ModelFormat], contents: ContentCache) -> RemoteFiles:
         """Returns the files at a location. Imports the plug-in's code."""
         files: RemoteFiles = self.load()(location, formats, contents)
