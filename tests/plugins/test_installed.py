@@ -1,4 +1,4 @@
-"""A wheel from outside the tree: its backend, dialect, repository scheme and command work as built-in ones do."""
+"""A wheel from outside the tree: what it adds works as what is built in does."""
 
 from __future__ import annotations
 

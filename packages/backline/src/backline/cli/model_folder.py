@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -207,8 +207,8 @@ def check_model(path: Path, found: FoundModel, *, load: bool, triton_defaults: b
     if found.problem:
         errors = [found.problem]
     else:
-        errors = [version.problem or _file_problem(path, found, version) for version in found.versions]
-        errors = [*filter(None, errors), *_label_problems(found), *_policy_problems(path, found)]
+        errors = [problem for version in found.versions for problem in _problems(path, found, version)]
+        errors += [*_label_problems(found), *_policy_problems(path, found)]
     checked = CheckedModel(found, errors, list(found.warnings))
     if load and not errors:
         try:
@@ -221,22 +221,26 @@ def check_model(path: Path, found: FoundModel, *, load: bool, triton_defaults: b
     return checked
 
 
-def _file_problem(path: Path, found: FoundModel, version: FoundVersion) -> str:
-    """Returns why the file of a version cannot be loaded, as far as the backend can tell without loading the
-    file.
-
-    Returns "" if the backend finds no problem.
-    """
-    file = (path if path.is_dir() else path.parent) / (version.path or "")
+def _problems(path: Path, found: FoundModel, version: FoundVersion) -> Iterable[str]:
+    """Returns why a version cannot be loaded, as far as can be told without loading its file."""
+    if version.problem:
+        return (version.problem,)
+    root = path if path.is_dir() else path.parent
+    file = root / (version.path or "")
     if found.config.ensemble is not None or not file.is_file():
-        return ""
+        return ()
     try:
-        backend = choose(found.config, file).backend()
+        entry = choose(found.config, file)
+        if entry.name == "python":
+            from backline.cli.python_source import source_problems  # rarely needed
+
+            return tuple(source_problems(file, root / found.folder, found))
+        backend = entry.backend()
         if isinstance(backend, FileCheck):
             backend.check_file(file)
     except BacklineError as error:
-        return error.message
-    return ""
+        return (error.message,)
+    return ()
 
 
 def _policy_problems(path: Path, found: FoundModel) -> list[str]:

@@ -112,13 +112,17 @@ def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str,
 
 def document(result: InferResult) -> dict[str, Any]:
     outputs = {
-        name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _plain(array.tolist())}
+        name: {"shape": list(array.shape), "datatype": _datatype(array), "data": _plain(array.tolist())}
         for name, array in result.items()
     }
     found: dict[str, Any] = {"model": result.model_name, "version": result.model_version, "outputs": outputs}
     if result.parameters:
         found["parameters"] = result.parameters
     return found
+
+
+def _datatype(array: np.ndarray) -> str:
+    return "BYTES" if array.dtype == object else str(array.dtype)
 
 
 def _plain(value: Any) -> Any:
