@@ -180,7 +180,7 @@ def test_another_version_of_the_interface_is_refused_with_one_sentence(
     examined = _run("backline", "doctor", "--json", "--state-dir", tmp_path, site=old_site)
     repository = _put_model(tmp_path / "models")
     (repository / "scaled" / "model.toml").write_text('backend = "toyformat"\n')
-    checked = _run("backline", "config", "check", repository, site=old_site)
+    checked = _run("backline", "config", "validate", repository, site=old_site)
 
     assert listed.returncode == 1
     assert sorted(listed.stderr.splitlines()) == sorted(f"not used: {refusal(one)}" for one in TOYS.values())

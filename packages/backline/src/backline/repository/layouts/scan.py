@@ -56,6 +56,8 @@ def scan_listing(
         further = formats.further() if problems and isinstance(formats, Formats) else ()
         if not further:
             return models
+    if known:
+        known.clear()
     return _scan(listing, (*formats, *further), name, configs, known, nested)
 
 
