@@ -28,6 +28,7 @@ FORMATS: Final = Formats(
     )
 )
 FORMATS.further = lambda: tuple(format for plugin in BACKENDS.further for format in plugin.formats)
+FORMATS.problem = lambda name: next((one.problem for one in BACKENDS.installed if one.name == name), "")
 
 
 def find_backend(name: str) -> BackendPlugin | None:

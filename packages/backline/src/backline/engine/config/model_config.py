@@ -38,10 +38,12 @@ class ModelFormat(Struct, frozen=True):
 class Formats(tuple[ModelFormat, ...]):
     """The formats of the built-in backends, in order of preference.
 
-    `further` returns those of the installed plug-ins, which are looked up only for files in no other format.
+    `further` returns those of the installed plug-ins, which are looked up only for files in no other format,
+    and `problem` says why the installed backend with a name cannot be used; "" if there is none.
     """
 
     further: Callable[[], tuple[ModelFormat, ...]] = staticmethod(lambda: ())
+    problem: Callable[[str], str] = staticmethod(lambda name: "")
 
 
 class EnsembleStep(Struct, frozen=True):

@@ -7,7 +7,7 @@ from posixpath import dirname
 
 from msgspec.structs import replace
 
-from backline.engine.config.model_config import ModelConfig, ModelFormat
+from backline.engine.config.model_config import Formats, ModelConfig, ModelFormat
 from backline.repository.listing import Listing
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.names import printable
@@ -97,6 +97,8 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
         )
     wanted = config.backend or config.platform
     if wanted and not any(wanted.startswith(form.backend) for form in formats):
+        if isinstance(formats, Formats) and (problem := formats.problem(wanted)):
+            return f"'{listing.location}': {problem}"
         known = ", ".join(f"'{backend}'" for backend in dict.fromkeys(form.backend for form in formats))
         return (
             f"'{listing.location}' is for the backend '{wanted}', which does not exist; expected one of"

@@ -45,20 +45,24 @@ def scan_listing(
     root has only one subfolder, as in an archive of a folder, that subfolder may be the repository. Raises
     InvalidArgument if the files are not a repository.
     """
+    if not isinstance(formats, Formats):
+        return _scan(listing, formats, name, configs, known, nested)
     try:
         models = _scan(listing, formats, name, configs, known, nested)
     except InvalidArgument:
-        further = formats.further() if isinstance(formats, Formats) else ()
+        further = formats.further()
         if not further:
             raise
     else:
         problems = any(model.problem or any(one.problem for one in model.versions) for model in models)
-        further = formats.further() if problems and isinstance(formats, Formats) else ()
+        further = formats.further() if problems else ()
         if not further:
             return models
     if known:
         known.clear()
-    return _scan(listing, (*formats, *further), name, configs, known, nested)
+    extended = Formats((*formats, *further))
+    extended.problem = formats.problem
+    return _scan(listing, extended, name, configs, known, nested)
 
 
 def _scan(
