@@ -67,8 +67,7 @@ def test_the_configuration_of_types_is_accepted(server: ServerProcess, tmp_path:
         block.text for block in blocks(PAGE) if block.language == "text" and block.text.startswith("input [")
     )
     folder = Path(server.log).parent / "models" / "churn"
-    (tmp_path / "churn").mkdir()
-    shutil.copytree(folder / "1", tmp_path / "churn" / "1")
+    shutil.copytree(folder, tmp_path / "churn")
     (tmp_path / "churn" / "config.pbtxt").write_text(text)
 
     with serve(tmp_path, tmp_path / "log", "--trust-pickle", ready=False) as typed:
