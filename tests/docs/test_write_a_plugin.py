@@ -1,4 +1,4 @@
-"""The dialect of the page is installed, and passes the tests that the page shows."""
+"""The plug-ins of the pages are installed, and pass the tests that the pages show."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from docs.pages import blocks
 
-PAGE = "docs/write-a-dialect.md"
+PAGES = ["docs/write-a-backend.md", "docs/write-a-command.md", "docs/write-a-dialect.md"]
 
 
-def test_the_dialect_of_the_page_passes_the_tests_of_the_page(tmp_path: Path) -> None:
-    shown = blocks(PAGE)
-    dialect, tests = (block.text for block in shown if block.language == "python")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_plug_in_of_the_page_passes_the_tests_of_the_page(page: str, tmp_path: Path) -> None:
+    shown = blocks(page)
+    code, tests = (block.text for block in shown if block.language == "python")
     (project,) = (tomllib.loads(block.text)["project"] for block in shown if block.language == "toml")
-    (tmp_path / "toy_dialect.py").write_text(dialect)
+    ((group, points),) = project["entry-points"].items()
+    (module,) = (target.partition(":")[0] for target in points.values())
+    (tmp_path / f"{module}.py").write_text(code)
     (tmp_path / "test_toy.py").write_text(tests)
     info = tmp_path / "backline_toy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
-    ((group, points),) = project["entry-points"].items()
     lines = [f"{name} = {target}" for name, target in points.items()]
     (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
 
