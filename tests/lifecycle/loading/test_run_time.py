@@ -208,6 +208,12 @@ def test_a_disturbance_while_larger_batches_are_timed_does_not_end_batching(cloc
     assert plan(times, cores=2).batch_limit >= 32
 
 
+def test_a_machine_that_is_always_busy_does_not_end_batching_early(clock: list[float]) -> None:
+    times = measure(Disturbed(clock, lambda sizes: 28 * MS), 64)
+
+    assert plan(times, cores=2).batch_limit == 64
+
+
 def test_a_disturbance_without_an_end_leaves_the_limit_undecided(clock: list[float]) -> None:
     def extra(sizes: list[int]) -> float:
         later_pass = (4, 1) in pairwise(sizes)

@@ -38,8 +38,10 @@ _GAIN = 0.05
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
 #: No larger batch size is measured after this many seconds or, as long as larger batches save time, after
-#: three times as many.
+#: three times as many. While each doubling saves a quarter of the time per item, twenty times as many are
+#: allowed: on a busy machine, a limit at which measuring merely ended would cost most of the throughput.
 _BUDGET = 0.05
+_LARGE_GAIN = 0.25
 #: A model whose runs take longer than this, in seconds, is run as few times as possible; see `measure`.
 LONG_RUN = 0.1
 #: The maximum number of timed runs at each batch size in a pass, not counting the first run.
@@ -300,7 +302,7 @@ def _time_batches(runs: TrialRuns, item: Arrays, max_batch: int) -> tuple[dict[i
         runs.model.run(item if size == 1 else _repeated(item, size), names)
 
     for _ in range(_PASSES):
-        size, idle, spent = 1, 0, 0.0
+        size, idle, spent, large = 1, 0, 0.0, False
         while size <= max(1, min(max_batch, LARGEST_BATCH)):
             seconds, took = _time(partial(run, size))
             passes[size] = sorted([*passes.get(size, ()), seconds])
@@ -308,8 +310,10 @@ def _time_batches(runs: TrialRuns, item: Arrays, max_batch: int) -> tuple[dict[i
             if size > 1:
                 here, before = passes[size][0] + _INLINE_DISPATCH, passes[size // 2][0] + _INLINE_DISPATCH
                 idle = 0 if here < 2 * before * (1 - _GAIN) else idle + 1
+                large = here < 2 * before * (1 - _LARGE_GAIN)
+            patience = _BUDGET * (1 if idle else 20 if large else 3)
             size *= 2
-            if size not in passes and (idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET)):
+            if size not in passes and (idle == 2 or spent > patience):
                 break
         if min(map(len, passes.values())) < 2:
             continue
