@@ -39,7 +39,6 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Models": (
         "docs/repositories.md",
-        "docs/write-a-repository-scheme.md",
         "docs/backends.md",
         "docs/tables.md",
         "docs/configuration.md",
@@ -76,7 +75,13 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),
-    "Plug-ins": ("docs/write-a-dialect.md",),
+    "Plug-ins": (
+        "docs/plugins.md",
+        "docs/write-a-backend.md",
+        "docs/write-a-dialect.md",
+        "docs/write-a-repository-scheme.md",
+        "docs/write-a-command.md",
+    ),
     "Inside": ("ARCHITECTURE.md", "CONTRIBUTING.md", "RELEASING.md", "CHANGELOG.md"),
 }
 #: Files that pages link to and that are not pages.
