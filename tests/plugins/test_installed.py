@@ -128,6 +128,18 @@ def test_models_in_its_format_are_served_and_its_routes_answer(site: Path, tmp_p
     assert (printed.returncode, printed.stdout) == (0, "scaled\n"), printed.stderr
 
 
+def test_a_worker_process_loads_the_plug_in_that_its_model_needs(site: Path, tmp_path: Path) -> None:
+    repository = _put_model(tmp_path / "models")
+    (repository / "scaled" / "model.toml").write_text('lane = "process"\n')
+
+    with serve(repository, tmp_path / "log", environment={"PYTHONPATH": str(site)}) as server:
+        assert _call(server.url) == [0.0, 3.0, 6.0, 9.0]
+        with backline.connect(server.url) as client:
+            config = client["scaled"].config(explained=True)
+
+    assert config["parameters"]["backline.lane"]["string_value"] == "process"
+
+
 def test_models_at_its_scheme_are_served(site: Path, tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "models.db")
     with database:

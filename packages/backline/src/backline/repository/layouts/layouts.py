@@ -68,8 +68,9 @@ def read_repository(
 ) -> list[FoundModel]:
     """Returns the models of a repository, one for each of `folders`.
 
-    A model in `known` whose files have not changed is not read again, unless it had a problem, because the
-    problem may have been temporary. Updates `known`.
+    A model in `known` whose files have not changed is not read again, unless it or one of its versions had a
+    problem, because the problem may have been temporary, or `formats` may be more than before. Updates
+    `known`.
     """
     before = known or {}
     now: Known = {}
@@ -80,6 +81,7 @@ def read_repository(
             model is None
             or listing is None
             or model.problem
+            or any(version.problem for version in model.versions)
             or problem != known_problem
             or not _same(listing, place.listing)
         ):

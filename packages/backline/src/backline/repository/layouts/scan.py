@@ -58,8 +58,6 @@ def scan_listing(
         further = formats.further() if problems else ()
         if not further:
             return models
-    if known:
-        known.clear()
     extended = Formats((*formats, *further))
     extended.problem = formats.problem
     return _scan(listing, extended, name, configs, known, nested)
