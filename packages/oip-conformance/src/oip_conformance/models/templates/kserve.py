@@ -1,0 +1,42 @@
+import kserve
+from kserve.errors import InvalidInput
+
+
+class SuiteModel(kserve.Model):
+    """One of the suite's models for KServe's Python server: `python server.py` serves all of them."""
+
+    def __init__(self, name, inputs, outputs):
+        super().__init__(name)
+        self._inputs = inputs
+        self._outputs = outputs
+        self.ready = True
+
+    async def get_input_types(self):
+        return self._inputs
+
+    async def get_output_types(self):
+        return self._outputs
+
+    def predict(self, payload, headers=None, response_headers=None):
+        inputs = {}
+        for entry in payload.inputs:
+            array = entry.as_numpy()
+            if entry.datatype == "BYTES":
+                texts = [text if isinstance(text, bytes) else text.encode() for text in array.ravel()]
+                array = np.array(texts, dtype=object).reshape(entry.shape)
+            inputs[entry.name] = array
+        for entry in self._inputs:
+            if entry["name"] not in inputs:
+                raise InvalidInput(f"the request lacks the input '{entry['name']}'")
+        outputs = compute(self.name, "1", inputs)
+        datatypes = {entry["name"]: entry["datatype"] for entry in self._outputs}
+        answer = []
+        for name, array in outputs.items():
+            entry = kserve.InferOutput(name=name, shape=list(array.shape), datatype=datatypes[name])
+            entry.set_data_from_numpy(array, binary_data=False)
+            answer.append(entry)
+        return kserve.InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=answer)
+
+
+if __name__ == "__main__":
+    kserve.ModelServer(enable_grpc=True).start([SuiteModel(*arguments) for arguments in MODELS])
