@@ -23,7 +23,7 @@ METHODS = {method.name: method for method in _service.method}
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
-def message(name: str, **fields: Any) -> Any:
+def message(name: str, /, **fields: Any) -> Any:
     """A message of oip.proto, such as "ModelInferRequest"."""
     return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_file.package}.{name}"))(**fields)
 
@@ -82,9 +82,11 @@ class RpcClient:
     def command(self, method: str, *requests: Any) -> str:
         """The call as a command line."""
         data = "\n".join(
-            json.dumps(json_format.MessageToDict(request, preserving_proto_field_name=True)) for request in requests
+            json.dumps(json_format.MessageToDict(request, preserving_proto_field_name=True))
+            if request.ByteSize() < 4096
+            else f"a request of {request.ByteSize()} bytes"
+            for request in requests
         )
-        data = data if len(data) < 4096 else data[:200] + "..."
         name = f"{_file.package}.{_service.name}/{method}"
         return f"grpcurl -plaintext -proto oip.proto -d '{data}' {self.target} {name}"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 
 from oip_conformance import rpc
 from oip_conformance.http1 import Answer, HttpClient
@@ -187,7 +188,9 @@ class Target:
         except (RpcError, Failure) as error:
             self.exchanges.append((command, str(error)))
             raise
-        self.exchanges.append((command, str(response)[:2000]))
+        parts = response if isinstance(response, list) else [response]
+        large = sum(part.ByteSize() for part in parts) > 4096
+        self.exchanges.append((command, "a large response" if large else "\n".join(map(str, parts)) or "OK"))
         return response
 
 
@@ -261,9 +264,9 @@ def outputs(answer: Answer) -> dict[str, Tensor]:
         check(datatype in DATATYPES, f"{what}: a datatype of the protocol", datatype)
         shape = key(entry, "shape", list, what)
         check(all(type(size) is int and size >= 0 for size in shape), f"{what}: a shape of whole numbers", shape)
-        size = entry.get("parameters", {}).get("binary_data_size")
+        size = (entry.get("parameters") or {}).get("binary_data_size")
         if size is not None:
-            check(length is not None, f"a header field {HEADER_LENGTH}, since {what} is binary", "none")
+            check(length is not None or size == 0, f"a header field {HEADER_LENGTH}, since {what} is binary", "none")
             check("data" not in entry, f"{what}: either binary data or 'data'", "both")
             check(type(size) is int and 0 <= size <= len(rest), f"{what}: at most {len(rest)} bytes", size)
             found[name] = read_raw(name, datatype, tuple(shape), rest[:size])
@@ -285,7 +288,10 @@ def _element(item: Any, datatype: str, what: str) -> Any:
         check(isinstance(item, bool), f"{what}: true or false for BOOL", item)
         return item
     check(isinstance(item, int | float) and not isinstance(item, bool), f"{what}: numbers", item)
-    if datatype in ("FP16", "FP32", "FP64", "BF16"):
+    if datatype in ("FP16", "FP32"):
+        # Any decimal that reads as the same number is right.
+        return float(np.dtype(DATATYPES[datatype].numpy).type(item))
+    if datatype in ("FP64", "BF16"):
         return float(item)
     check(isinstance(item, int), f"{what}: whole numbers for {datatype}", item)
     return item
@@ -327,7 +333,7 @@ def rpc_outputs(response: Any) -> dict[str, Tensor]:
         check(entry.name not in found, "each output once", f"'{entry.name}' twice")
         shape = tuple(entry.shape)
         if raw:
-            check(not entry.HasField("contents"), f"{what}: raw or typed contents", "both")
+            check(not entry.contents.ByteSize(), f"{what}: raw or typed contents", "both")
             found[entry.name] = read_raw(entry.name, entry.datatype, shape, raw[index])
             continue
         contents = DATATYPES[entry.datatype].contents

@@ -143,12 +143,12 @@ for _case in _WRONG:
     _add(*_case)
 
 
-@area.row("ragged", MUST, spec.NESTED, "identity_int32")
-def ragged(t: Target) -> None:
-    """Nested lists of different lengths are an error, even if the number of elements is right."""
+@area.row("ragged", OBSERVED, spec.NESTED, "identity_int32")
+def ragged(t: Target) -> str:
+    """Nested lists of different lengths with the right number of elements."""
     entry = {**t.tensors("identity_int32", Tensor("", "INT32", (2, 2), []))[0].entry(), "data": [[1, 2, 3], [4]]}
     answer = t.post(t.path("identity_int32", "infer"), {"inputs": [entry]})
-    check(answer.status >= 400, "a status of 400 or more", f"{answer.status}: {answer.body[:200]!r}")
+    return f"refused with {answer.status}" if answer.status >= 400 else "taken"
 
 
 def _element(t: Target, model: str, datatype: str, item: object) -> str:

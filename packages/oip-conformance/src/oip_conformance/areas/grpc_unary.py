@@ -158,6 +158,17 @@ def answer_form(t: Target) -> str:
     return f"{forms[0]} for raw, {forms[1]} for typed"
 
 
+@area.row("stream-message", OBSERVED, spec.STREAM_RESPONSE, "sum")
+def stream_message(t: Target) -> str:
+    """The message of ModelStreamInfer: Triton's, with error_message, or the response of ModelInfer itself."""
+    request = rpc.infer_request(t.name("sum"), t.tensors("sum", LEFT, RIGHT))
+    try:
+        responses = t.stream([request])
+    except RpcError as error:
+        return error.code.name if error.code is StatusCode.UNIMPLEMENTED else "not Triton's"
+    return "Triton's" if responses and responses[0].infer_response.model_name == t.name("sum") else "not Triton's"
+
+
 def _datatype(datatype: str, t: Target) -> None:
     model = identity(datatype)
     tensor = sample("INPUT", datatype)
@@ -283,7 +294,7 @@ def raw_missing(t: Target) -> None:
     _refused(t, request)
 
 
-@area.row("raw-extra", MUST, spec.GRPC_RAW_ORDER, "sum")
+@area.row("raw-extra", SHOULD, spec.GRPC_RAW_ORDER, "sum")
 def raw_extra(t: Target) -> None:
     """More raw contents than inputs are an error."""
     request = _changed(t)

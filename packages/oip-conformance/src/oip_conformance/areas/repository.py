@@ -30,6 +30,8 @@ def _change(t: Target, model: str, what: str) -> Answer:
 def _spare(t: Target, loaded: bool) -> str:
     """The name of the spare model, after it was loaded or unloaded."""
     name = t.name("spare")
+    if not loaded and t.get(f"/v2/models/{name}/ready").status != 200:
+        return name
     answer = _change(t, name, "load" if loaded else "unload")
     if not loaded and answer.status < 400:
         # The specification does not say that an unload has ended when it is answered.

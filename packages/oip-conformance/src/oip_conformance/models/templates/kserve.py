@@ -1,3 +1,6 @@
+import asyncio
+import uuid
+
 import kserve
 from kserve.errors import InvalidInput
 
@@ -17,7 +20,7 @@ class SuiteModel(kserve.Model):
     async def get_output_types(self):
         return self._outputs
 
-    def predict(self, payload, headers=None, response_headers=None):
+    async def predict(self, payload, headers=None, response_headers=None):
         inputs = {}
         for entry in payload.inputs:
             array = entry.as_numpy()
@@ -28,14 +31,24 @@ class SuiteModel(kserve.Model):
         for entry in self._inputs:
             if entry["name"] not in inputs:
                 raise InvalidInput(f"the request lacks the input '{entry['name']}'")
-        outputs = compute(self.name, "1", inputs)
+        outputs = await asyncio.to_thread(compute, self.name, "1", inputs)
+        names = [entry.name for entry in payload.request_outputs or []] or list(outputs)
         datatypes = {entry["name"]: entry["datatype"] for entry in self._outputs}
         answer = []
-        for name, array in outputs.items():
+        for name in names:
+            if name not in outputs:
+                raise InvalidInput(f"the model has no output '{name}'")
+            array = outputs[name]
             entry = kserve.InferOutput(name=name, shape=list(array.shape), datatype=datatypes[name])
-            entry.set_data_from_numpy(array, binary_data=False)
+            entry.set_data_from_numpy(array, binary_data=True)
             answer.append(entry)
-        return kserve.InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=answer)
+        return kserve.InferResponse(
+            response_id=payload.id or str(uuid.uuid4()),
+            model_name=self.name,
+            infer_outputs=answer,
+            use_binary_outputs=payload.use_binary_outputs,
+            requested_outputs=payload.request_outputs,
+        )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import asyncio
+
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec, StringCodec
 from mlserver.errors import MLServerError
@@ -29,12 +31,9 @@ class SuiteModel(MLModel):
             if name not in outputs:
                 raise MLServerError(f"the model has no output '{name}'", 400)
             array = outputs[name]
-            if array.dtype == object:
-                entries.append(
-                    ResponseOutput(name=name, datatype="BYTES", shape=list(array.shape), data=list(array.ravel()))
-                )
-            else:
-                entries.append(NumpyCodec.encode_output(name, array))
+            datatype = "BYTES" if array.dtype == object else NumpyCodec.encode_output(name, array).datatype
+            data = array.ravel().tolist()
+            entries.append(ResponseOutput(name=name, datatype=datatype, shape=list(array.shape), data=data))
         return InferenceResponse(model_name=self.name, model_version=self.version, id=payload.id, outputs=entries)
 
     def _compute(self, payload):
@@ -49,7 +48,7 @@ class SuiteModel(MLModel):
         return compute(self.name, self.version, inputs)
 
     async def predict(self, payload):
-        return self._response(payload, self._compute(payload))
+        return self._response(payload, await asyncio.to_thread(self._compute, payload))
 
     async def predict_stream(self, payloads):
         async for payload in payloads:
