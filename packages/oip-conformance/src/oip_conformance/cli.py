@@ -15,7 +15,7 @@ from oip_conformance.http1 import HttpClient
 from oip_conformance.models.writer import FORMATS, ModelError, write_models
 from oip_conformance.row import Level, NoAnswer, Verdict
 from oip_conformance.rpc import RpcClient
-from oip_conformance.runner import PROFILES, RUN_SECONDS, Result, models_on, learn_ports, run, run_row
+from oip_conformance.runner import PROFILES, RUN_SECONDS, Result, learn_ports, models_on, run, run_row
 from oip_conformance.suite_models import MODELS
 from oip_conformance.target import Target
 
@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", metavar="LIST", help=f"some of {','.join(PROFILES)}; default: those offered")
     parser.add_argument("--row", action="append", default=[], metavar="ROW", help="run only this row or area")
     parser.add_argument("--map", action="append", default=[], metavar="MODEL=NAME", help="the server's name of a model")
-    parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="sent with every request")
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="sent with every request"
+    )
     parser.add_argument("--explain", metavar="ROW", help="say all about a row; with a URL, its requests and answers")
     parser.add_argument("--list", action="store_true", help="list all rows")
     parser.add_argument("--seconds", type=float, default=RUN_SECONDS, help="the longest run (default %(default)s)")
@@ -175,5 +177,3 @@ def _matrix(options: argparse.Namespace) -> int:
     if options.markdown:
         options.markdown.write_text(matrix.markdown(runs))
     return 0
-
-

@@ -56,7 +56,8 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 
 
 _STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2rem;color:#222}table{border-collapse:collapse}
-th,td{border:1px solid #ccc;padding:.25rem .5rem;text-align:left;vertical-align:top}thead th{position:sticky;top:0;background:#eee}
+th,td{border:1px solid #ccc;padding:.25rem .5rem;text-align:left;vertical-align:top}
+thead th{position:sticky;top:0;background:#eee}
 .passed{background:#e0f2e1}.failed{background:#fbdcdc}.not{color:#767676}td small{color:#555}"""
 
 

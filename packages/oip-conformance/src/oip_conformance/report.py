@@ -67,11 +67,9 @@ def explain(row: Row, result: Result | None) -> str:
 def summary(run: Run) -> str:
     """The counts of a run in a few lines."""
     counts = run.count()
-    lines = [
-        f"{run.server} at {run.url}: {counts[Verdict.PASSED]} passed, {counts[Verdict.FAILED]} failed "
-        f"({len(run.failures(Level.MUST))} MUST, {len(run.failures(Level.SHOULD))} SHOULD), "
-        f"{counts[Verdict.OBSERVED]} observed, {counts[Verdict.NOT_RUN]} not run"
-    ]
+    failed = f"{len(run.failures(Level.MUST))} MUST, {len(run.failures(Level.SHOULD))} SHOULD"
+    first = f"{run.server} at {run.url}: {counts[Verdict.PASSED]} passed, {counts[Verdict.FAILED]} failed ({failed})"
+    lines = [f"{first}, {counts[Verdict.OBSERVED]} observed, {counts[Verdict.NOT_RUN]} not run"]
     if run.missing:
         lines.append(f"not offered: {', '.join(run.missing)}")
     if run.stopped:

@@ -95,9 +95,7 @@ class Area:
 
         return add
 
-    def add(
-        self, id: str, level: Level, citation: Citation | None, sentence: str, check: Check, *models: str
-    ) -> None:
+    def add(self, id: str, level: Level, citation: Citation | None, sentence: str, check: Check, *models: str) -> None:
         """Adds a row; for rows that differ in one word, such as a datatype."""
         if not sentence.endswith(".") or (citation is None and level is not Level.OBSERVED):
             raise ValueError(f"row {id}: a row has a sentence, and a citation unless it only observes")

@@ -93,7 +93,11 @@ class RpcClient:
     def _arguments(self, method: str) -> tuple[str, Any, Any]:
         answer = METHODS[method].output_type.rpartition(".")[2]
         kind = type(message(answer))
-        return f"/{_file.package}.{_service.name}/{method}", lambda request: request.SerializeToString(), kind.FromString
+        return (
+            f"/{_file.package}.{_service.name}/{method}",
+            lambda request: request.SerializeToString(),
+            kind.FromString,
+        )
 
     def _error(self, error: Any, method: str, deadline: float) -> Exception:
         code = error.code()

@@ -17,7 +17,7 @@ from oip_conformance.row import Failure, Level, NoAnswer, NotRun, Row, Verdict
 from oip_conformance.rpc import RpcError
 from oip_conformance.suite_models import MODELS
 from oip_conformance.target import Target
-from oip_conformance.tensors import sample
+from oip_conformance.tensors import Tensor, sample
 
 #: Seconds for all requests of a row, and for those of a row after several had no answer.
 ROW_SECONDS, IMPATIENT_SECONDS = 6.0, 1.0
@@ -72,7 +72,8 @@ def _announced(t: Target, *extensions: str) -> bool:
 def _offers_binary(t: Target) -> bool:
     return _announced(t, "binary_tensor_data") or (
         "sum" in models_on(t, ["sum"])
-        and sum_request(t, parameters={"binary_data_output": True}).header("Inference-Header-Content-Length") is not None
+        and sum_request(t, parameters={"binary_data_output": True}).header("Inference-Header-Content-Length")
+        is not None
     )
 
 
@@ -123,8 +124,7 @@ def _has(t: Target, name: str) -> bool:
     try:
         if 200 in (t.get(t.path(name, what, version)).status for what in ("", "ready")):
             return True
-        tensors = (sample(port.name, port.datatype, (4,) * len(model.shape(port))) for port in model.inputs)
-        return t.infer(name, *tensors, version=version).status not in (400, 404, 405, 501)
+        return t.infer(name, *_samples(name), version=version).status not in (400, 404, 405, 501)
     except NoAnswer:
         return True
     except Failure:
@@ -132,18 +132,26 @@ def _has(t: Target, name: str) -> bool:
 
 
 def learn_ports(t: Target, models: set[str]) -> None:
-    """Takes the names of inputs and outputs from the metadata of models that have other ones than the suite's."""
+    """Takes the names of inputs and outputs from the metadata of models that have other ones than the suite's.
+
+    Without metadata, the names of the outputs are those of an answer.
+    """
     for name in sorted(models):
+        own = t.input_names(name), t.output_names(name)
         try:
-            document: Any = t.get(t.path(name)).json()
-            ports = [[entry["name"] for entry in document[kind]] for kind in ("inputs", "outputs")]
-        except (Failure, KeyError, TypeError):
+            answer = t.get(t.path(name))
+            document: Any = (answer if answer.status == 200 else t.infer(name, *_samples(name))).json()
+            found = [[e["name"] for e in document.get(kind, [])] or own[i] for i, kind in enumerate(("inputs", "outputs"))]
+        except (Failure, KeyError, TypeError, AttributeError):
             continue
-        model = MODELS[name]
-        own = [{port.name for port in model.inputs}, {port.name for port in model.outputs}]
-        same_number = [len(names) for names in ports] == [len(names) for names in own]
-        if same_number and [set(names) for names in ports] != own:
-            t.ports[name] = (ports[0], ports[1])
+        if list(map(len, found)) == list(map(len, own)) and list(map(set, found)) != list(map(set, own)):
+            t.ports[name] = found[0], found[1]
+
+
+def _samples(name: str) -> list[Tensor]:
+    """One tensor for each of a model's inputs."""
+    model = MODELS[name]
+    return [sample(port.name, port.datatype, tuple(max(1, size) for size in model.shape(port))) for port in model.inputs]
 
 
 def run(

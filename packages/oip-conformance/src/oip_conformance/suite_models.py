@@ -85,7 +85,9 @@ MODELS = {
             (Port("text_input", "BYTES", (1,)),),
             (Port("text_output", "BYTES", (1,)),),
         ),
-        _one_to_one("spare", "returns its input; the repository rows load and unload it", "INT32", (-1,), optional=True),
+        _one_to_one(
+            "spare", "returns its input; the repository rows load and unload it", "INT32", (-1,), optional=True
+        ),
         _one_to_one("broken", "cannot be loaded", "INT32", (-1,), optional=True),
     )
 }

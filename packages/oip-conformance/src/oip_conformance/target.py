@@ -188,7 +188,7 @@ class Target:
         except (RpcError, Failure) as error:
             self.exchanges.append((command, str(error)))
             raise
-        parts = response if isinstance(response, list) else [response]
+        parts: list[Any] = response if isinstance(response, list) else [response]
         large = sum(part.ByteSize() for part in parts) > 4096
         self.exchanges.append((command, "a large response" if large else "\n".join(map(str, parts)) or "OK"))
         return response

@@ -56,8 +56,6 @@ DATATYPES = {
 IN_JSON = tuple(name for name in DATATYPES if name not in ("FP16", "BF16"))
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor with its elements in row-major order: bool, int, float, or bytes for BYTES."""
@@ -115,7 +113,9 @@ def read_raw(name: str, datatype: str, shape: tuple[int, ...], data: bytes) -> T
         while rest:
             length = struct.unpack("<I", rest[:4])[0] if len(rest) >= 4 else -1
             if length < 0 or 4 + length > len(rest):
-                raise Failure(f"output '{name}': each BYTES element as 4 bytes of length and that many bytes", data[:60])
+                raise Failure(
+                    f"output '{name}': each BYTES element as 4 bytes of length and that many bytes", data[:60]
+                )
             elements.append(rest[4 : 4 + length])
             rest = rest[4 + length :]
         if len(elements) != count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -47,10 +48,8 @@ def model_ready(t: Target) -> None:
 @area.row("unknown-ready", MUST, spec.GRPC_HEALTH)
 def unknown_ready(t: Target) -> None:
     """A model that does not exist is not ready: an answer of false, or a status other than OK."""
-    try:
+    with contextlib.suppress(RpcError):
         check(not t.call("ModelReady", _model("no_such_model")).ready, "ready: false", "ready: true")
-    except RpcError:
-        pass
 
 
 @area.row("unknown-ready.answer", OBSERVED, spec.GRPC_HEALTH)
@@ -107,7 +106,7 @@ def unknown_model(t: Target) -> None:
 @area.row("unknown-model.status", OBSERVED, spec.GRPC_INFER_ERROR)
 def unknown_status(t: Target) -> str:
     """The status of ModelInfer for an unknown model."""
-    return rpc_refused(lambda: t.call("ModelInfer", rpc.infer_request("no_such_model", []))).code.name
+    return str(rpc_refused(lambda: t.call("ModelInfer", rpc.infer_request("no_such_model", []))).code.name)
 
 
 def _sum(t: Target, **fields: Any) -> Any:
@@ -194,7 +193,10 @@ def nan(t: Target) -> None:
     """NaN and the infinities pass in raw and in typed contents."""
     tensor = Tensor("INPUT", "FP32", (1, 3), [math.nan, math.inf, -math.inf])
     for typed in (False, True):
-        same(rpc_outputs(t.rpc_infer("identity_fp32", tensor, typed=typed)).get(t.output_names("identity_fp32")[0]), tensor)
+        same(
+            rpc_outputs(t.rpc_infer("identity_fp32", tensor, typed=typed)).get(t.output_names("identity_fp32")[0]),
+            tensor,
+        )
 
 
 @area.row("empty", MUST, spec.GRPC_RAW_SIZE, "identity_fp32")

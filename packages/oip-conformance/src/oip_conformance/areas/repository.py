@@ -37,9 +37,8 @@ def _spare(t: Target, loaded: bool) -> str:
         # The specification does not say that an unload has ended when it is answered.
         while t.get(f"/v2/models/{name}/ready").status == 200:
             time.sleep(0.02)
-    elif loaded and answer.status >= 400:
-        if name not in {entry.get("name") for entry in _index(t)}:
-            raise NotRun(f"the repository has no model '{name}'")
+    elif answer.status >= 400 and name not in {entry.get("name") for entry in _index(t)}:
+        raise NotRun(f"the repository has no model '{name}'")
     ok(answer)
     return name
 

@@ -21,12 +21,17 @@ SIZE = 64
 REGION = "oip_conformance"
 
 
+def _bytes(memory: SharedMemory) -> memoryview:
+    assert memory.buf is not None
+    return memory.buf
+
+
 @contextlib.contextmanager
 def _memory(t: Target, register: bool = True, region: str = REGION) -> Iterator[SharedMemory]:
     """Memory of 64 bytes with the two inputs of `sum` at its start, registered with the server."""
     memory = SharedMemory(create=True, size=SIZE)
     try:
-        memory.buf[:32] = LEFT.raw() + RIGHT.raw()
+        _bytes(memory)[:32] = LEFT.raw() + RIGHT.raw()
         if register:
             ok(_register(t, memory.name, region=region))
         yield memory
@@ -105,7 +110,7 @@ def output_tensor(t: Target) -> None:
     with _memory(t) as memory:
         answer = ok(_infer(t, _place(0), _place(16), _place(32), _place(48))).json()
         check(all("data" not in entry for entry in key(answer, "outputs", list)), "no 'data'", answer)
-        equal(list(struct.unpack("<4f", memory.buf[32:48])), SUM.data, "the sum in the region")
+        equal(list(struct.unpack("<4f", _bytes(memory)[32:48])), SUM.data, "the sum in the region")
 
 
 @area.row("output-too-small", MUST, spec.SHM_PARAMETERS, "sum")

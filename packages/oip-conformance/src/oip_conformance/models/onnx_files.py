@@ -80,4 +80,6 @@ def onnx_file(model: SuiteModel, version: str) -> bytes | None:
     graph = b"".join(_field(1, node) for node in nodes) + _field(2, model.name)
     graph += b"".join(_field(11, _value(port, bool(model.batch))) for port in model.inputs)
     graph += b"".join(_field(12, _value(port, bool(model.batch))) for port in model.outputs)
-    return _field(1, _IR) + _field(2, "oip-conformance") + _field(7, graph) + _field(8, _field(1, "") + _field(2, _OPSET))
+    return (
+        _field(1, _IR) + _field(2, "oip-conformance") + _field(7, graph) + _field(8, _field(1, "") + _field(2, _OPSET))
+    )

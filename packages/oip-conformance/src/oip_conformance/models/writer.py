@@ -43,7 +43,9 @@ def _pbtxt(model: SuiteModel, backend: str) -> str:
     if model.decoupled:
         lines.append("model_transaction_policy { decoupled: true }")
     if model.name == "sequence":
-        lines.append("sequence_batching { max_sequence_idle_microseconds: 10000000 oldest { max_candidate_sequences: 8 } }")
+        lines.append(
+            "sequence_batching { max_sequence_idle_microseconds: 10000000 oldest { max_candidate_sequences: 8 } }"
+        )
     lines.append("instance_group { count: 1 kind: KIND_CPU }")
     return "\n".join(lines) + "\n"
 
@@ -122,7 +124,9 @@ def _simple(model: SuiteModel) -> bool:
 
 
 def _torchscript(folder: Path, model: SuiteModel) -> bool:
-    if not _simple(model) or any(port.datatype.startswith("UINT") and port.datatype != "UINT8" for port in model.inputs):
+    if not _simple(model) or any(
+        port.datatype.startswith("UINT") and port.datatype != "UINT8" for port in model.inputs
+    ):
         return False
     try:
         import torch
