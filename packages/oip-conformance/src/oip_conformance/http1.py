@@ -170,7 +170,7 @@ class _Reader:
                 raise Failure("a Content-Length of digits", fields["content-length"])
             self._exactly(int(fields["content-length"]))
         else:
-            while self._more(must=False):
+            while self._buffer or self._more(must=False):
                 self._take(len(self._buffer))
         return Answer(status, headers, b"".join(piece for _, piece in self._pieces), tuple(self._pieces))
 

@@ -141,7 +141,9 @@ def learn_ports(t: Target, models: set[str]) -> None:
         try:
             answer = t.get(t.path(name))
             document: Any = (answer if answer.status == 200 else t.infer(name, *_samples(name))).json()
-            found = [[e["name"] for e in document.get(kind, [])] or own[i] for i, kind in enumerate(("inputs", "outputs"))]
+            found = [
+                [e["name"] for e in document.get(kind, [])] or own[i] for i, kind in enumerate(("inputs", "outputs"))
+            ]
         except (Failure, KeyError, TypeError, AttributeError):
             continue
         if list(map(len, found)) == list(map(len, own)) and list(map(set, found)) != list(map(set, own)):
@@ -151,7 +153,9 @@ def learn_ports(t: Target, models: set[str]) -> None:
 def _samples(name: str) -> list[Tensor]:
     """One tensor for each of a model's inputs."""
     model = MODELS[name]
-    return [sample(port.name, port.datatype, tuple(max(1, size) for size in model.shape(port))) for port in model.inputs]
+    return [
+        sample(port.name, port.datatype, tuple(max(1, size) for size in model.shape(port))) for port in model.inputs
+    ]
 
 
 def run(

@@ -115,7 +115,6 @@ class Target:
         *tensors: Tensor,
         outputs: Sequence[Any] = (),
         as_json: Sequence[int] = (),
-        size: int | None = None,
         header: int = 0,
         tail: bytes = b"",
         **fields: Any,
@@ -123,7 +122,6 @@ class Target:
         """An inference request with tensors in binary form, but for those whose index is in `as_json`.
 
         Args:
-            size: a wrong binary_data_size for the first input.
             header: how much the length of the JSON is wrong in the header field.
             tail: bytes after the last tensor.
         """
@@ -134,7 +132,7 @@ class Target:
                 entries.append(tensor.json())
                 continue
             blobs.append(tensor.raw())
-            entries.append(tensor.entry(binary_data_size=len(blobs[-1]) if index or size is None else size))
+            entries.append(tensor.entry(binary_data_size=len(blobs[-1])))
         body: dict[str, Any] = {**fields, "inputs": entries}
         if outputs:
             body["outputs"] = [{"name": name} if isinstance(name, str) else name for name in outputs]
@@ -202,7 +200,7 @@ def check(condition: object, expected: str, got: object, hint: str = "") -> None
 
 def equal(got: object, wanted: object, what: str) -> None:
     """Raises Failure unless the two are equal."""
-    check(got == wanted, f"{what} {wanted!r}", got)
+    check(got == wanted, f"{what} {wanted!r}", repr(got))
 
 
 def key(document: Any, name: str, kind: type | tuple[type, ...] | None = None, what: str = "the answer") -> Any:

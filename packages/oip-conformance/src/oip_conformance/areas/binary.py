@@ -156,30 +156,34 @@ def empty(t: Target) -> None:
     same(outputs(answer).get(t.output_names("identity_fp32")[0]), tensor)
 
 
+def _sized(t: Target, size: int, data: bytes) -> Answer:
+    """A request with a tensor of four FP32 elements, whatever its binary_data_size and its data are."""
+    entry = t.tensors("identity_fp32", fp32("", [1, 2, 3, 4]))[0].entry(binary_data_size=size)
+    return t.post_binary(t.path("identity_fp32", "infer"), {"inputs": [entry]}, data)
+
+
 @area.row("size-short", MUST, spec.BINARY_SIZE, "identity_fp32")
 def size_short(t: Target) -> None:
-    """A binary_data_size below what shape and datatype need is an error."""
-    refused(t.infer_binary("identity_fp32", fp32("INPUT", [1, 2, 3, 4]), size=12))
+    """Binary data, and a binary_data_size, below what shape and datatype need are an error."""
+    refused(_sized(t, 12, bytes(12)))
 
 
 @area.row("size-long", MUST, spec.BINARY_SIZE, "identity_fp32")
 def size_long(t: Target) -> None:
     """A binary_data_size beyond the end of the body is an error."""
-    refused(t.infer_binary("identity_fp32", fp32("INPUT", [1, 2, 3, 4]), size=20))
+    refused(_sized(t, 20, bytes(16)))
 
 
 @area.row("size-negative", MUST, spec.BINARY_SIZE, "identity_fp32")
 def size_negative(t: Target) -> None:
     """A negative binary_data_size is an error."""
-    refused(t.infer_binary("identity_fp32", fp32("INPUT", [1, 2, 3, 4]), size=-16))
+    refused(_sized(t, -16, bytes(16)))
 
 
 @area.row("shape-differs", MUST, spec.BINARY_SIZE, "identity_fp32")
 def shape_differs(t: Target) -> None:
     """Binary data that is longer than the shape says is an error, though its size is right."""
-    name = t.input_names("identity_fp32")[0]
-    entry = Tensor(name, "FP32", (1, 3), []).entry(binary_data_size=16)
-    refused(t.post_binary(t.path("identity_fp32", "infer"), {"inputs": [entry]}, bytes(16)))
+    refused(_sized(t, 20, bytes(20)))
 
 
 @area.row("tail", MUST, spec.BINARY_SIZE, "identity_fp32")

@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from oip_conformance.models.onnx_files import onnx_file
 from oip_conformance.suite_models import MODELS, SuiteModel
 from oip_conformance.tensors import DATATYPES
@@ -134,10 +136,9 @@ def _torchscript(folder: Path, model: SuiteModel) -> bool:
         raise ModelError("TorchScript files need PyTorch: pip install torch") from None
     sources = {"sum": "def forward(self, a, b):\n    return a + b, a - b\n", "versioned": "return x + {version}"}
     for version in model.versions:
-        module = torch.nn.Module()
         body = sources.get(model.name, "return x").format(version=version)
         source = body if body.startswith("def") else f"def forward(self, x):\n    {body}\n"
-        scripted = torch.jit.script(module)
+        scripted = torch.jit.ScriptModule()
         scripted.define(source)
         place = folder / model.name / version / "model.pt"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ def _savedmodel(folder: Path, model: SuiteModel) -> bool:
         specs = [
             tf.TensorSpec(
                 [None if size < 0 else size for size in model.shape(port)],
-                tf.as_dtype(DATATYPES[port.datatype].numpy.replace("?", "bool").replace("<f", "f")),
+                tf.as_dtype(np.dtype(DATATYPES[port.datatype].numpy)),
                 name=port.name,
             )
             for port in model.inputs
