@@ -88,6 +88,5 @@ MODELS = {
         _one_to_one(
             "spare", "returns its input; the repository rows load and unload it", "INT32", (-1,), optional=True
         ),
-        _one_to_one("broken", "cannot be loaded", "INT32", (-1,), optional=True),
     )
 }

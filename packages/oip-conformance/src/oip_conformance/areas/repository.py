@@ -126,16 +126,6 @@ def load_unknown(t: Target) -> None:
     refused(_change(t, "no_such_model", "load"))
 
 
-@area.row("load-broken", MUST, spec.LOAD_FAILED)
-def load_broken(t: Target) -> None:
-    """Loading a model whose files are broken is an error, and the model is not ready."""
-    name = t.name("broken")
-    if name not in {entry.get("name") for entry in _index(t)}:
-        raise NotRun(f"the repository has no model '{name}'")
-    refused(_change(t, name, "load"))
-    check(t.get(f"/v2/models/{name}/ready").status >= 400, "a status of 400 or more for its readiness", "200")
-
-
 @area.row("unload-unknown", OBSERVED, spec.UNLOAD)
 def unload_unknown(t: Target) -> str:
     """Unloading a model that does not exist."""

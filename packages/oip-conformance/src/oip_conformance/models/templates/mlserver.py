@@ -10,8 +10,6 @@ class SuiteModel(MLModel):
     """One of the suite's models for MLServer."""
 
     async def load(self):
-        if self.name == "broken":
-            raise ModelFailure("this model cannot be loaded")
         return True
 
     def _tensors(self, payload):

@@ -10,8 +10,6 @@ class TritonPythonModel:
         self.name = args["model_name"]
         self.version = args["model_version"]
         config = json.loads(args["model_config"])
-        if self.name == "broken":
-            raise ModelFailure("this model cannot be loaded")
         self.inputs = [entry["name"] for entry in config["input"]]
         self.decoupled = config.get("model_transaction_policy", {}).get("decoupled", False)
 
