@@ -17,7 +17,7 @@ def test_every_row_of_every_profile_passes(tmp_path: Path) -> None:
     options = ["--model-control-mode=explicit", "--allow-client-shm=true"]
     options += [f"--load-model={name}" for name in names if name != "spare"]
     with tritonserver(tmp_path / "models", tmp_path / "log", *options) as server:
-        server.wait_until_ready()
+        server.wait_ready()
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             status = main(
