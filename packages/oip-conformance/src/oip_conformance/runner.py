@@ -124,7 +124,7 @@ def _has(t: Target, name: str) -> bool:
     try:
         if 200 in (t.get(t.path(name, what, version)).status for what in ("", "ready")):
             return True
-        return t.infer(name, *_samples(name), version=version).status not in (400, 404, 405, 501)
+        return t.infer(name, *_samples(name), version=version).status in (200, 500, 503)
     except NoAnswer:
         return True
     except Failure:
