@@ -40,7 +40,7 @@ class SuiteModel(kserve.Model):
                 raise InvalidInput(f"the model has no output '{name}'")
             array = outputs[name]
             entry = kserve.InferOutput(name=name, shape=list(array.shape), datatype=datatypes[name])
-            entry.set_data_from_numpy(array, binary_data=True)
+            entry.set_data_from_numpy(array, binary_data=bool(payload.use_binary_outputs))
             answer.append(entry)
         return kserve.InferResponse(
             response_id=payload.id or str(uuid.uuid4()),
