@@ -14,7 +14,7 @@ export BACKENDS
 CLIENT := --editable ./packages/backline-client
 PROJECTS := pyproject.toml $(wildcard packages/*/pyproject.toml)
 
-.PHONY: help install demo serve music-service test test-pythons test-containers test-ray lint lock audit site \
+.PHONY: help install demo serve music-service test conformance test-pythons test-containers test-ray lint lock audit site \
   screenshots protos bench attack fuzz fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
@@ -66,6 +66,9 @@ test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  || { [ $$? = 1 ] && echo "The tests that failed run once more, on their own:" \
 	  && $(BIN)/python -m pytest --maxfail 1 --last-failed --last-failed-no-failures none; }
+
+conformance: $(STAMP)-test $(RUNTIMES)  ## run the protocol's conformance suite, and its own tests
+	$(BIN)/python -m pytest packages/oip-conformance/tests tests/conformance/test_protocol_suite.py
 
 # The tests whose result may depend on the version of Python, or on the newest libraries that it has.
 PYTHONS ?= 3.11 3.12 3.13 3.14
