@@ -1,12 +1,11 @@
-"""A small HTTP/1.1 client: one connection per request, a deadline for all of it, and every byte kept for the report."""
+"""Requests over HTTP/1.1: one connection each, a deadline for all of it, and every byte kept for the report."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import shlex
-import socket
-import ssl
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,118 +114,56 @@ class HttpClient:
         if (body or method == "POST") and not own & {"content-length", "transfer-encoding"}:
             headers = (*headers, ("Content-Length", str(len(body))))
         request = Request(method, self.url + path, (*self._headers, *headers), body)
-        lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}:{self.port}", "Connection: close"]
-        lines += [f"{name}: {value}" for name, value in request.headers]
-        head = "\r\n".join([*lines, "", ""]).encode()
+        sent = time.monotonic()
         try:
             with contextlib.closing(self._connect(deadline)) as connection:
+                connection.putrequest(method, path, skip_accept_encoding=True)
+                for name, value in (("Connection", "close"), *request.headers):
+                    connection.putheader(name, value)
                 # A server may refuse a body before it has read all of it; its answer is then what counts.
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    connection.sendall(head + body)
-                return request, _Reader(connection, deadline, method, stop_after).read()
+                    connection.endheaders(body)
+                return request, _read(connection, sent, deadline, stop_after)
         except TimeoutError:
             raise NoAnswer("an answer", f"none before the row's time was over: {request.curl()}") from None
-        except OSError as error:
-            raise NoAnswer("an answer", f"{error}: {request.curl()}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswer("a complete answer", f"{error!r}: {request.curl()}") from None
 
     def leave(self, path: str, body: bytes, deadline: float) -> None:
         """Sends a POST request and closes the connection at once."""
         head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n"
         fields = "".join(f"{name}: {value}\r\n" for name, value in self._headers)
         with contextlib.closing(self._connect(deadline)) as connection:
-            connection.sendall(f"{head}{fields}Content-Type: application/json\r\n\r\n".encode() + body)
+            connection.send(f"{head}{fields}Content-Type: application/json\r\n\r\n".encode() + body)
 
-    def _connect(self, deadline: float) -> socket.socket:
-        connection = socket.create_connection((self.host, self.port), timeout=max(0.01, deadline - time.monotonic()))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls:
-            connection = ssl.create_default_context().wrap_socket(connection, server_hostname=self.host)
+    def _connect(self, deadline: float) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self.tls else http.client.HTTPConnection
+        connection = kind(self.host, self.port, timeout=max(0.01, deadline - time.monotonic()))
+        connection.connect()
         return connection
 
 
-class _Reader:
-    """Reads one response."""
-
-    def __init__(self, connection: socket.socket, deadline: float, method: str, stop_after: int | None) -> None:
-        self._connection = connection
-        self._deadline = deadline
-        self._method = method
-        self._stop_after = stop_after
-        self._sent = time.monotonic()
-        self._buffer = b""
-        self._pieces: list[tuple[float, bytes]] = []
-
-    def read(self) -> Answer:
-        status, headers = self._head()
-        while 100 <= status < 200:
-            status, headers = self._head()
-        fields = {name.lower(): value for name, value in headers}
-        if self._method == "HEAD" or status in (204, 304):
-            return Answer(status, headers, b"")
-        if "chunked" in fields.get("transfer-encoding", "").lower():
-            self._chunks()
-        elif "content-length" in fields:
-            if not fields["content-length"].isdigit():
-                raise Failure("a Content-Length of digits", fields["content-length"])
-            self._exactly(int(fields["content-length"]))
-        else:
-            while self._buffer or self._more(must=False):
-                self._take(len(self._buffer))
-        return Answer(status, headers, b"".join(piece for _, piece in self._pieces), tuple(self._pieces))
-
-    def _more(self, must: bool = True) -> bool:
-        self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
-        data = self._connection.recv(1 << 18)
-        if not data and must:
-            got = self._buffer[:200].decode(errors="replace")
-            raise NoAnswer("a complete response", f"the server closed the connection after {got!r}")
-        self._buffer += data
-        return bool(data)
-
-    def _line(self) -> bytes:
-        while b"\r\n" not in self._buffer:
-            self._more()
-        line, _, self._buffer = self._buffer.partition(b"\r\n")
-        return line
-
-    def _head(self) -> tuple[int, tuple[tuple[str, str], ...]]:
-        start = self._line().split(b" ", 2)
-        if not start[0].startswith(b"HTTP/1.") or len(start) < 2 or not start[1].isdigit():
-            raise Failure("an HTTP/1.1 status line", b" ".join(start)[:100])
-        headers = []
-        while line := self._line():
-            name, _, value = line.decode("latin-1").partition(":")
-            headers.append((name.strip(), value.strip()))
-        return int(start[1]), tuple(headers)
-
-    def _take(self, count: int) -> None:
-        self._pieces.append((time.monotonic() - self._sent, self._buffer[:count]))
-        self._buffer = self._buffer[count:]
-        if sum(len(piece) for _, piece in self._pieces) > ANSWER_LIMIT:
+def _read(connection: http.client.HTTPConnection, sent: float, deadline: float, stop_after: int | None) -> Answer:
+    transport = connection.sock
+    transport.settimeout(max(0.001, deadline - time.monotonic()))
+    try:
+        response = connection.getresponse()
+    except http.client.RemoteDisconnected:
+        raise
+    except http.client.BadStatusLine as error:
+        raise Failure("an HTTP/1.1 status line", str(error)[:100]) from None
+    pieces: list[tuple[float, bytes]] = []
+    size = 0
+    while stop_after is None or size < stop_after:
+        transport.settimeout(max(0.001, deadline - time.monotonic()))
+        piece = response.read1(1 << 18)
+        if not piece:
+            if response.length:
+                raise http.client.IncompleteRead(b"", response.length)
+            break
+        pieces.append((time.monotonic() - sent, piece))
+        size += len(piece)
+        if size > ANSWER_LIMIT:
             raise Failure(f"an answer of at most {ANSWER_LIMIT} bytes", "more")
-
-    def _exactly(self, count: int) -> None:
-        while count and not self._stopped():
-            if not self._buffer:
-                self._more()
-            taken = min(count, len(self._buffer))
-            self._take(taken)
-            count -= taken
-
-    def _chunks(self) -> None:
-        while not self._stopped():
-            line = self._line().split(b";")[0].strip()
-            try:
-                size = int(line, 16)
-            except ValueError:
-                raise Failure("the length of a chunk in hexadecimal digits", line[:60]) from None
-            if not size:
-                while self._line():
-                    pass
-                return
-            self._exactly(size)
-            if not self._stopped():
-                self._line()
-
-    def _stopped(self) -> bool:
-        return self._stop_after is not None and sum(len(piece) for _, piece in self._pieces) >= self._stop_after
+    body = b"".join(piece for _, piece in pieces)
+    return Answer(response.status, tuple(response.getheaders()), body, tuple(pieces))
