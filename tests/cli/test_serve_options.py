@@ -229,6 +229,7 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
         "frame_ancestors",
         "onnx_as_triton",
         "control_as_triton",
+        "own_models",
         "hold_requests",
         "hold_backlog",
     }

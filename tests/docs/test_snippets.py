@@ -151,7 +151,7 @@ def test_every_extra_exists() -> None:
         for extra in names.split(",")
     }
 
-    assert listed == {"onnx", "grpc", "redis", "otel", "demo"}
+    assert listed == {"onnx", "grpc", "redis", "otel", "demo", "auth"}
     assert listed <= project["optional-dependencies"].keys()
 
 

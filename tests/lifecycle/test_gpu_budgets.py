@@ -115,7 +115,7 @@ def test_a_version_on_the_gpu_is_evicted_for_another(
     async def scenario() -> None:
         async with home(repository, gpu_memory_budget=("1GiB",)) as server:
             for name, other in (("first", "second"), ("second", "first"), ("first", "second")):
-                await server.engine.find(name).wake()
+                await server.engine.find(name).serving.wake()
                 assert server.states(name) == {"1": "READY"}
                 assert server.states(other) == {"1": "ON_DEMAND"}
 

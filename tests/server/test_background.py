@@ -166,7 +166,7 @@ def test_an_estimator_must_be_fitted() -> None:
             backline.serve(unfitted)
 
 
-def test_an_estimator_fitted_with_named_columns_takes_arrays_without_warnings() -> None:
+def test_an_estimator_fitted_with_named_columns_takes_them_without_warnings() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     preprocessing = pytest.importorskip("sklearn.preprocessing")
     pipeline = pytest.importorskip("sklearn.pipeline")
@@ -179,7 +179,7 @@ def test_an_estimator_fitted_with_named_columns_takes_arrays_without_warnings() 
         warnings.simplefilter("error")
         with backline.serve(made) as server:
             assert server.model is not None
-            assert server.model(rows)["predict"].tolist() == [0, 1, 0, 1]
+            assert server.model(**rows)["predict"].tolist() == [0, 1, 0, 1]
     assert list(made.feature_names_in_) == ["a", "b"]
 
 

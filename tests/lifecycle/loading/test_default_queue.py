@@ -10,10 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backline.engine.errors import Unavailable
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 
 from backline.engine.config.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
@@ -21,6 +17,10 @@ from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.queueing import settings_of
 from backline.lifecycle.loading.run_time import RunTimes
 from backline.lifecycle.options import DefaultQueue, LifecycleOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Unavailable
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support import models
 from support.embedded import start
 from support.server import serve

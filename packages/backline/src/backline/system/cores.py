@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
 from time import monotonic
@@ -44,11 +44,7 @@ class SpareCore:
     """
 
     def __init__(self, load: str = _LOAD, statistics: str = _CGROUP_STATISTICS) -> None:
-        # The files stay open, because opening one takes longer than the gap between two requests.
-        self._files: dict[bytes, int] = {}
-        for pattern, file in ((_RUNNING, load), (_THROTTLED, statistics)):
-            with suppress(OSError):  # not Linux, or no quota
-                self._files[pattern] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self._files = {_RUNNING: load, _THROTTLED: statistics}
         self._throttled, self._not_before = self._number(_THROTTLED), 0.0
 
     def __call__(self, now: float) -> bool:
@@ -60,10 +56,16 @@ class SpareCore:
         return now >= self._not_before and self._number(_RUNNING) <= (os.cpu_count() or 1) + 1
 
     def _number(self, pattern: bytes) -> int:
-        with suppress(OSError, KeyError):  # OSError: the code of a model has closed the file
-            found = re.search(pattern, os.pread(self._files[pattern], 1024, 0))
+        with suppress(OSError):  # not Linux, no quota, or the code of a model has closed the file
+            found = re.search(pattern, os.pread(_opened(self._files[pattern]), 1024, 0))
             return int(found[1]) if found else 0
         return 0
+
+
+@cache
+def _opened(file: str) -> int:
+    """Opens a file that stays open, because opening it takes longer than the gap between two requests."""
+    return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
 
 
 @lru_cache(maxsize=1)

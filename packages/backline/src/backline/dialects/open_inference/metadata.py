@@ -61,13 +61,14 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
     Raises NotFound for an unknown model or version, and Unavailable if the version is not ready.
     """
     model = engine.find_ready(name, version)
+    table = any(spec.column for spec in model.signature.inputs)
     return {
         "name": name,
         # As in Triton, metadata of one version lists only that version.
         "versions": [model.version] if version else engine.served_versions(name),
         "platform": model.platform or model.backend,
-        "inputs": [_tensor(spec, spec.shape or SCALAR) for spec in model.signature.inputs],
-        "outputs": [_tensor(spec, spec.shape) for spec in model.signature.outputs],
+        "inputs": [_tensor(spec, spec.shape or SCALAR, table) for spec in model.signature.inputs],
+        "outputs": [_tensor(spec, spec.shape, table) for spec in model.signature.outputs],
     }
 
 
@@ -151,12 +152,12 @@ def _entry(model: Model) -> dict[str, str]:
     return entry
 
 
-def _tensor(spec: TensorSpec, shape: Shape) -> dict[str, Any]:
+def _tensor(spec: TensorSpec, shape: Shape, table: bool) -> dict[str, Any]:
     tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype.name, "shape": list(shape)}
     parameters: dict[str, Any] = {"json": spec.json} if spec.json else {}
     if spec.column:
         parameters["column"] = True
-    if spec.labels:  # parameters are scalars in gRPC
+    if table and spec.labels:  # parameters are scalars in gRPC
         parameters["labels"] = encode_json(spec.labels).decode()
     if parameters:
         tensor["parameters"] = parameters
