@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backline.system import cores
 from backline.system.cores import SpareCore
 
 
@@ -48,6 +49,7 @@ def test_the_check_for_a_spare_core_opens_no_file_each_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spare_core = SpareCore(load(tmp_path, 1), quota(tmp_path, 0))
+    assert spare_core(0.0)
     monkeypatch.delattr(os, "open")
     monkeypatch.delattr(io, "open")
 
@@ -60,7 +62,7 @@ def test_a_core_counts_as_spare_without_the_files_of_linux(tmp_path: Path) -> No
 
 def test_a_core_counts_as_spare_if_a_model_has_closed_the_files(tmp_path: Path) -> None:
     spare_core = SpareCore(load(tmp_path, 99), quota(tmp_path, 0))
-    for descriptor in list(spare_core._files.values()):
-        os.close(descriptor)
+    for file in list(spare_core._files.values()):
+        os.close(cores._opened(file))
 
     assert spare_core(1.0)
