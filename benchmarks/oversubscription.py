@@ -50,10 +50,10 @@ async def measure(repository: Path, seconds: float, compute_threads: int | None)
     are in milliseconds.
     """
     from backline.embedded.embedded import Embedded
-    from backline.engine.values.datatypes import DataType
-    from backline.engine.values.messages import InferRequest
-    from backline.engine.values.tensor import Tensor
     from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+    from backline_client.values.datatypes import DataType
+    from backline_client.values.messages import InferRequest
+    from backline_client.values.tensor import Tensor
 
     options = LifecycleOptions(
         mode="explicit",

@@ -27,7 +27,7 @@ from harness.model import Model, model
 from harness.peers.backline import serve_command
 from harness.server_process import ServerProcess, answers_200, free_ports
 
-from backline.ray import Deployment
+from backline.plugins.ray import Deployment
 
 #: The name of the deployment, and the number of its replicas and of Serve's.
 NAME, REPLICAS = "latency", 2

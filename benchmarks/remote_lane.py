@@ -24,7 +24,7 @@ import click
 import numpy as np
 from harness import h2load
 from harness.environment import CannotRun
-from harness.folders import BENCH
+from harness.folders import BENCH, python_path
 from harness.machine import machine
 from harness.model import model
 from harness.peers.backline import Backline, serve_command
@@ -32,8 +32,8 @@ from harness.peers.peer import Peer
 from harness.peers.triton import Triton
 from harness.server_process import ServerProcess, answers_200, free_ports
 
-from backline.client import connect, connect_async
-from backline.client.errors import BacklineError
+from backline_client.client import connect, connect_async
+from backline_client.client.errors import BacklineError
 
 ROUNDS = 3
 #: Seconds for which the load generator runs each time.
@@ -53,7 +53,7 @@ def write(repository: Path, name: str, config: str) -> Path:
 def start(name: str, repository: Path, source: Path | None = None) -> tuple[ServerProcess, str, str]:
     """Starts a server, from the checkout `source` if given. Returns it with its URLs for HTTP and gRPC."""
     http, grpc, metrics = free_ports(3)
-    environment = {"PYTHONPATH": str(source / "src")} if source is not None else {}
+    environment = {"PYTHONPATH": python_path(source)} if source is not None else {}
     process = ServerProcess(name, serve_command(repository, http, grpc, metrics), environment=environment)
     process.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
     return process, f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}"

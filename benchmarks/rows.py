@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 from harness import h2load, wrk
 from harness.environment import CannotRun
-from harness.folders import BENCH, ROOT
+from harness.folders import BENCH, ROOT, sources
 from harness.machine import machine
 from harness.model import Model, write_model
 from harness.model import model as harness_model
@@ -63,6 +63,28 @@ class Model:
 
     def predict(self, x: FP32[-1]) -> {returns}:
         {body}
+"""
+#: A decoupled model in the form of Triton.
+TOKENS = """\
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            sender = request.get_response_sender()
+            for number in range(100):
+                token = pb_utils.Tensor("token", x + np.float32(number))
+                sender.send(pb_utils.InferenceResponse([token]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+TOKENS_CONFIGURATION = """\
+backend: "python"
+input [ { name: "x" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "token" data_type: TYPE_FP32 dims: [ -1 ] } ]
+model_transaction_policy { decoupled: true }
 """
 ENSEMBLE = """\
 max_batch_size: 64
@@ -228,30 +250,60 @@ def open_loop(rate: int) -> Callable[[Side, float], Values]:
     return measure
 
 
-def first_token(side: Side, seconds: float) -> Values:
-    """Returns the time from sending a request to generate_stream to its first event, with one client."""
+def connecting(count: int) -> Callable[[Side, float], Values]:
+    """Returns a function that opens `count` connections at the same time, each with one call of add1 over
+    gRPC. The latency is that of the calls; `seconds` is the time until the last response.
+    """
+
+    def measure(side: Side, seconds: float) -> Values:
+        post = h2load.grpc_post(side.grpc_port, model(*ADD1).grpc_request())
+        before = side.process.cpu_seconds()
+        load = h2load.Load(post, [f"-c{count}", f"-n{count}", "-m1"])
+        try:
+            result = h2load.parse(load.finish(60), [request.took * 1e6 for request in load.requests()])
+        finally:
+            load.end()
+        if result.errors:
+            raise CannotRun(f"{result.errors} of {count} calls failed")
+        cpu = (side.process.cpu_seconds() - before) / count * 1e6
+        took = count / result.requests_per_second
+        return {"p50": result.p50_us, "p99": result.p99_us, "cpu": cpu, "seconds": took}
+
+    return measure
+
+
+def first_token(name: str) -> Callable[[Side, float], Values]:
+    """Returns a function that measures, with one client, the time from sending a request to generate_stream
+    to its first event.
+    """
     body = b'{"x":[1.0]}'
     head = (
-        f"POST /v2/models/stream/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"POST /v2/models/{name}/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
     )
-    times: list[float] = []
-    with socket.create_connection(("127.0.0.1", side.http_port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            began = time.perf_counter()
-            connection.sendall(head.encode() + body)
-            received = b""
-            first = 0.0
-            while not received.endswith(b"0\r\n\r\n"):
-                piece = connection.recv(65536)
-                if not piece:
-                    raise CannotRun(f"generate_stream broke off: {received[-200:]!r}")
-                received += piece
-                if not first and b"data: " in received:
-                    first = time.perf_counter() - began
-            times.append(first * 1e6)
-    return {"p50": statistics.median(times), "p99": float(np.percentile(times, 99))}
+
+    def measure(side: Side, seconds: float) -> Values:
+        times: list[float] = []
+        before = side.process.cpu_seconds()
+        with socket.create_connection(("127.0.0.1", side.http_port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                began = time.perf_counter()
+                connection.sendall(head.encode() + body)
+                received = b""
+                first = 0.0
+                while not received.endswith(b"0\r\n\r\n"):
+                    piece = connection.recv(65536)
+                    if not piece:
+                        raise CannotRun(f"generate_stream broke off: {received[-200:]!r}")
+                    received += piece
+                    if not first and b"data: " in received:
+                        first = time.perf_counter() - began
+                times.append(first * 1e6)
+        cpu = (side.process.cpu_seconds() - before) / len(times) * 1e6
+        return {"p50": statistics.median(times), "p99": float(np.percentile(times, 99)), "cpu": cpu}
+
+    return measure
 
 
 def grpc_stream(side: Side, seconds: float) -> Values:
@@ -350,21 +402,23 @@ PYTHON = ("python", (1, 16))
 CHAIN = ("chain", (1, 16))
 PITCH = ("basic_pitch", (1, 43844, 1))
 ROWS = (
-    *(Row(f"HTTP add1 c={count}", loaded(*ADD1, count, "http")) for count in (1, 16, 64, 256)),
+    *(Row(f"HTTP add1 c={count}", loaded(*ADD1, count, "http")) for count in (1, 2, 3, 4, 16, 64, 256)),
     *(Row(f"gRPC add1 c={count}", loaded(*ADD1, count, "grpc")) for count in (1, 16, 64)),
+    Row("gRPC add1, 512 connections opened at once", connecting(512)),
     Row("gRPC stream add1 c=1", grpc_stream),
     Row("gRPC over TLS add1 c=1", loaded(*ADD1, 1, "grpc"), scheme="https"),
     Row("HTTPS add1 c=64", loaded(*ADD1, 64, "http"), scheme="https"),
     *(Row(f"Python model c={count}", loaded(*PYTHON, count, "http")) for count in (1, 16, 64)),
     *(Row(f"basic_pitch c={count}", loaded(*PITCH, count, "http")) for count in (1, 2, 4, 8)),
     *(Row(f"HTTP add1 open loop {rate:,}/s", open_loop(rate)) for rate in (10, 100, 1_000, 10_000)),
-    Row("generate_stream, first token c=1", first_token),
-    Row("JSON add1 c=64", loaded(*ADD1, 64, "json")),
+    Row("generate_stream, only token c=1", first_token("stream")),
+    Row("generate_stream, first of 100 tokens c=1", first_token("tokens")),
+    *(Row(f"JSON add1 c={count}", loaded(*ADD1, count, "json")) for count in (1, 64)),
     Row("JSON 1,000 floats c=16", loaded("floats", (1, 1000), 16, "json")),
     Row("JSON 150,528 floats c=4", loaded(*LARGE, 4, "json")),
     *(Row(f"gRPC 602 KB c={count}", loaded(*LARGE, count, "grpc")) for count in (1, 16)),
     Row("HTTP 602 KB c=16", loaded(*LARGE, 16, "http")),
-    *(Row(f"ensemble c={count}", loaded(*CHAIN, count, "http")) for count in (16, 64)),
+    *(Row(f"ensemble c={count}", loaded(*CHAIN, count, "http")) for count in (1, 16, 64)),
     Row("start, one model", startup(BENCH / "rows-one"), starts=True),
     Row(f"start, {MANY_MODELS:,} models", startup(MANY), starts=True),
     Row(f"/metrics, {MANY_MODELS:,} models", scraped, starts=True),
@@ -372,12 +426,10 @@ ROWS = (
 
 
 def write_models() -> None:
-    """Writes the repositories, unless they exist, and a new certificate."""
+    """Writes the repositories and a new certificate."""
     BENCH.mkdir(parents=True, exist_ok=True)
     make_certificate(CERTIFICATE, KEY)
     harness_model("basic_pitch", REPOSITORY)
-    if (MANY / f"m{MANY_MODELS - 1}").exists():
-        return
     for number in (1, 2, 3):
         save(REPOSITORY / f"add{number}", "Add", [16], float(number))
     save(REPOSITORY / "ident", "Identity", [3, 224, 224])
@@ -389,6 +441,9 @@ def write_models() -> None:
         folder = REPOSITORY / name / "1"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.py").write_text(PYTHON_MODEL.format(**parts))
+    (REPOSITORY / "tokens" / "1").mkdir(parents=True, exist_ok=True)
+    (REPOSITORY / "tokens" / "1" / "model.py").write_text(TOKENS)
+    (REPOSITORY / "tokens" / "config.pbtxt").write_text(TOKENS_CONFIGURATION)
     names = ("INPUT0", "t1", "t2", "OUTPUT0")
     steps = "".join(
         f'  step {{ model_name: "add{index + 1}" model_version: -1'
@@ -398,6 +453,8 @@ def write_models() -> None:
     )
     (REPOSITORY / "chain" / "1").mkdir(parents=True, exist_ok=True)
     (REPOSITORY / "chain" / "config.pbtxt").write_text(ENSEMBLE.format(steps=steps))
+    if (MANY / f"m{MANY_MODELS - 1}").exists():
+        return
     for number in range(MANY_MODELS):
         save(MANY / f"m{number}", "Add", [16], float(number))
 
@@ -414,7 +471,7 @@ def compile_modules(root: Path) -> None:
     environment forbids to write compiled files, and that takes longer than the start.
     """
     python = root / ".venv" / "bin" / "python"
-    subprocess.run([str(python), "-m", "compileall", "-q", str(root / "src")], check=True)
+    subprocess.run([str(python), "-m", "compileall", "-q", *map(str, sources(root))], check=True)
 
 
 def compare(

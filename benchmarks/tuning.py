@@ -20,10 +20,10 @@ import click
 from harness.machine import machine
 from harness.model import write_model, write_slow_model
 
-from backline.cli.tune.search import Goal, LoadMeasurement, Search, exhaustive
-from backline.cli.tune.settings import space
-from backline.cli.tune.trials import Trials
 from backline.lifecycle.options import LifecycleOptions
+from backline.plugins.tools.tune.search import Goal, LoadMeasurement, Search, exhaustive
+from backline.plugins.tools.tune.settings import space
+from backline.plugins.tools.tune.trials import Trials
 from backline.system.cores import usable_cores
 
 #: The networks, with the number and the width of their layers; None means x + 1 on 16 numbers.

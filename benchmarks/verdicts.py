@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import click
 import numpy as np
@@ -24,12 +25,15 @@ from harness.machine import machine
 from onnx import TensorProto, helper, numpy_helper, save
 
 from backline.embedded.embedded import Embedded
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import LifecycleOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 
-COPIES, CALLERS = 5, 64
+COPIES = 5
+#: More callers than all instances of the largest batch limit can serve at once, so that no limit leaves an
+#: instance idle.
+CALLERS = 256
 
 
 def build(repository: Path, size: int) -> None:
@@ -57,35 +61,40 @@ def busy(loops: int) -> Iterator[None]:
             process.wait()
 
 
-async def start(repository: Path, state: Path, size: int, seconds: float) -> list[tuple[int, float, str]]:
-    """Serves the models once. Returns for each its batch limit, its requests per second, and the reason."""
+async def start(repository: Path, state: Path, size: int, turns: int) -> list[tuple[int, float, str]]:
+    """Serves the models once. Returns for each its batch limit, its requests per second, and the reason.
+
+    The models take turns, in an order that moves on by one in each round, and the median of the turns counts:
+    what else runs on the machine changes from second to second.
+    """
     program = Embedded([repository], LifecycleOptions(state_folder=state))
     await program.start()
     data = np.ones((1, size), np.float32)
+    rates: list[list[float]] = [[] for _ in range(COPIES)]
+
+    async def call(copy: int) -> None:
+        request = InferRequest(f"m{copy}", {"X": Tensor("X", DataType.FP32, data.shape, data)})
+        await program.engine.infer(request)
+
+    for turn in range(turns * COPIES):
+        copy = (turn + turn // COPIES) % COPIES
+        begun = time.perf_counter()
+        await asyncio.gather(*(call(copy) for _ in range(CALLERS)))
+        rates[copy].append(CALLERS / (time.perf_counter() - begun))
     found = []
     for copy in range(COPIES):
-        request = InferRequest(f"m{copy}", {"X": Tensor("X", DataType.FP32, data.shape, data)})
-        model, answers, end = program.engine.find(request.model_name), 0, time.perf_counter() + seconds
-
-        async def call(request: InferRequest = request, end: float = end) -> int:
-            count = 0
-            while time.perf_counter() < end:
-                await program.engine.infer(request)
-                count += 1
-            return count
-
-        answers = sum(await asyncio.gather(*(call() for _ in range(CALLERS)))) if seconds else 0
+        model = program.engine.find(f"m{copy}")
         together = model.scheduling.partition("up to ")[2].partition(" ")[0]
         assert model.placement is not None, "it is served"
-        found.append((int(together or 1), answers / (seconds or 1), model.placement.reason))
+        found.append((int(together or 1), median(rates[copy] or [0.0]), model.placement.reason))
     await program.stop()
     return found
 
 
-def run(repository: Path, size: int, seconds: float) -> list[tuple[int, float, str]]:
+def run(repository: Path, size: int, turns: int) -> list[tuple[int, float, str]]:
     with tempfile.TemporaryDirectory() as state:
         command = [sys.executable, __file__, "--once", f"{repository}", state, f"--size={size}"]
-        done = subprocess.run([*command, f"--seconds={seconds}"], stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([*command, f"--turns={turns}"], stdout=subprocess.PIPE, check=True)
     return [tuple(one) for one in json.loads(done.stdout)]
 
 
@@ -93,11 +102,11 @@ def run(repository: Path, size: int, seconds: float) -> list[tuple[int, float, s
 @click.option("--starts", type=click.IntRange(1), default=50)
 @click.option("--loops", type=click.IntRange(0), default=2, help="Busy loops beside the server.")
 @click.option("--size", type=click.IntRange(1), default=4000, help="Rows and columns of the matrix.")
-@click.option("--seconds", type=float, default=1.0, help="Load on each model; 0 for none.")
+@click.option("--turns", type=click.IntRange(0), default=15, help="Turns of load on each model.")
 @click.option("--once", nargs=2, type=click.Path(path_type=Path), hidden=True)
-def main(starts: int, loops: int, size: int, seconds: float, once: tuple[Path, Path] | None) -> None:
+def main(starts: int, loops: int, size: int, turns: int, once: tuple[Path, Path] | None) -> None:
     if once:
-        print(json.dumps(asyncio.run(start(*once, size, seconds))))
+        print(json.dumps(asyncio.run(start(*once, size, turns))))
         return
     click.echo("\n".join(f"- {name}: {value}" for name, value in machine().items()))
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +120,7 @@ def main(starts: int, loops: int, size: int, seconds: float, once: tuple[Path, P
         undecided = 0
         with busy(loops):
             for number in range(starts):
-                found = run(repository, size, seconds)
+                found = run(repository, size, turns)
                 limits.update(limit for limit, _, _ in found)
                 best = max(rate for _, rate, _ in found)
                 shares += [rate / best for _, rate, _ in found if best]

@@ -28,7 +28,7 @@ from harness.machine import machine
 from harness.server_process import ServerProcess, answers_200, free_ports
 
 import backline
-from backline.client.aio import AsyncClient
+from backline_client.client.aio import AsyncClient
 
 MODEL = """
 from backline.model import FP32

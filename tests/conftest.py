@@ -74,11 +74,7 @@ def pytest_configure() -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fails a test skipped for a missing tool where every tool must be installed, as in CI."""
     report = yield
-    if (
-        report.skipped
-        and "not installed" in str(report.longrepr)
-        and os.environ.get("TESTS_REQUIRE_TOOLS")
-    ):
+    if report.skipped and "not installed" in str(report.longrepr) and os.environ.get("TESTS_REQUIRE_TOOLS"):
         report.outcome = "failed"
     return report
 

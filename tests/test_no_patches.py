@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 
 import backline
+import backline_client
 from support import models
 from support.server import ServerProcess, free_ports
 
-SOURCE = Path(backline.__file__).parent
+SOURCES = [Path(package.__file__).parent for package in (backline, backline_client)]
 #: The only places that change the tables of modules and finders, and why they must.
 MODULE_TABLES = {
     # the name of a module that the user wrote, which importlib's documentation says to enter or remove
     "workers/child/model_code.py": "import a model's file under its own name",
-    "workers/child/torchserve_model.py": "import a handler's modules from another archive",
+    "plugins/runtimes/torchserve/model.py": "import a handler's modules from another archive",
     "workers/debugged.py": "import a changed model again",
     "workers/child/start.py": "import Backline from its own folder, without the packages beside it",
     # None makes an import of an optional module fail, as the documentation of the import system says
-    "backends/openvino.py": "keep OpenVINO's telemetry from sending reports",
-    "backends/pytorch_programs.py": "keep two copies of LLVM out of one process",
+    "plugins/runtimes/openvino/runtime.py": "keep OpenVINO's telemetry from sending reports",
+    "plugins/runtimes/pytorch/programs.py": "keep two copies of LLVM out of one process",
 }
 #: Settings of the process to which a program may assign, as their documentation says.
 SETTINGS = {"sys.dont_write_bytecode", "sys.stderr", "sys.stdout"}
@@ -160,8 +161,9 @@ def test_the_scan_accepts_an_object_of_ones_own(code: str) -> None:
 
 
 def scanned() -> Iterator[tuple[str, Patches]]:
-    for path in sorted(SOURCE.rglob("*.py")):
-        yield str(path.relative_to(SOURCE)), Patches(ast.parse(path.read_text()))
+    for source in SOURCES:
+        for path in sorted(source.rglob("*.py")):
+            yield str(path.relative_to(source)), Patches(ast.parse(path.read_text()))
 
 
 def test_no_module_assigns_to_an_attribute_of_another_package() -> None:

@@ -40,6 +40,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Models": (
         "docs/repositories.md",
         "docs/backends.md",
+        "docs/tables.md",
         "docs/configuration.md",
         "docs/shapes.md",
         "docs/tuning.md",
@@ -55,6 +56,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/client.md",
         "docs/embedding.md",
         "docs/protocol.md",
+        "docs/conformance.md",
         "docs/differences-from-triton.md",
     ),
     "Operations": (
@@ -74,6 +76,13 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),
+    "Plug-ins": (
+        "docs/plugins.md",
+        "docs/write-a-backend.md",
+        "docs/write-a-dialect.md",
+        "docs/write-a-repository-scheme.md",
+        "docs/write-a-command.md",
+    ),
     "Inside": ("ARCHITECTURE.md", "CONTRIBUTING.md", "RELEASING.md", "CHANGELOG.md"),
 }
 #: Files that pages link to and that are not pages.

@@ -18,7 +18,7 @@ from fastapi import FastAPI, HTTPException, Request, Response, UploadFile
 from findings import analyse
 
 import backline
-from backline.client.errors import BacklineError, InvalidArgument
+from backline_client.client.errors import BacklineError, InvalidArgument
 
 _MAX_BYTES = 64 << 20
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from backline.client.aio import AsyncClient
-from backline.client.errors import BacklineError, InvalidArgument, Unavailable
+from backline_client.client.aio import AsyncClient
+from backline_client.client.errors import BacklineError, InvalidArgument, Unavailable
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from transcription import Process, ProcessError, Server, free_ports, melody
 from uploads import Listeners, UploadError, upload
 
 import backline
-from backline.client.errors import BacklineError
+from backline_client import Client
+from backline_client.client.errors import BacklineError
 
 _HERE = Path(__file__).parent
 _WORK = Path("build/music_service")
@@ -160,7 +161,7 @@ def _clip() -> Path:
     return clip
 
 
-def _new_version(operator: backline.client.Client, listeners: Listeners) -> None:
+def _new_version(operator: Client, listeners: Listeners) -> None:
     model_repository.release(_REPOSITORY, "tempo", "2")
     operator.refresh()
     change = operator.promote("tempo", 2)
@@ -187,7 +188,7 @@ def _lost_server(server: Server, listeners: Listeners) -> None:
     _say("killed", f"{server.url}, in the middle of requests: {len(listeners.failures)} of them failed")
 
 
-def _withdrawn_model(operator: backline.client.Client, listeners: Listeners) -> None:
+def _withdrawn_model(operator: Client, listeners: Listeners) -> None:
     model_repository.withdraw(_REPOSITORY, "notes")
     operator.refresh()
     listeners.wait(lambda seen: "melody 1" in seen.versions("notes"))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import backline
-from backline.client import Client
-from backline.client.errors import Unavailable
+from backline_client.client import Client
+from backline_client.client.errors import Unavailable
 
 _START_SECONDS = 60
 _STOP_SECONDS = 15

@@ -27,8 +27,8 @@ import speech
 import windows
 
 import backline
-from backline.client import Client
-from backline.client.errors import BacklineError
+from backline_client.client import Client
+from backline_client.client.errors import BacklineError
 
 
 @dataclass(frozen=True, slots=True)

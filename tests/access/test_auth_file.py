@@ -13,8 +13,8 @@ from backline.access.access import Access
 from backline.access.auth_file import AuthDocument, AuthFileWatch, make_policy, read_auth_file
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
-from backline.engine.errors import InvalidArgument, Unauthenticated
 from backline.system import file_watch
+from backline_client.values.errors import InvalidArgument, Unauthenticated
 from support.waiting import until
 
 #: Fixed, as workers of one test run must collect the same tests.

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from backline.access.browsers import BrowserPolicy, parse_origin
 from backline.access.scope import Scope
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 
 POLICY = BrowserPolicy.of(hosts=["models", "*.example.org"], origins=["https://console.example.com"])
 GUARDED = [Scope.INFER, Scope.MANAGE, Scope.ADMIN]

@@ -12,8 +12,8 @@ from backline.access.auth_file import make_policy, read_auth_file
 from backline.access.keys import hash_key
 from backline.access.rules import parse_alternative_name, parse_subject
 from backline.access.scope import Scope
-from backline.engine.errors import Forbidden, InvalidArgument, Unauthenticated
 from backline.wire.application import Certificate, Ingress
+from backline_client.values.errors import Forbidden, InvalidArgument, Unauthenticated
 
 #: Fixed, as workers of one test run must collect the same tests.
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.access.browsers import HostNames
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 
 NAMES = HostNames.of(["Models", "gpu-1.example.net.", "*.example.org"])
 

@@ -10,7 +10,7 @@ from backline.access.access import UNCONFIGURED, Access, Policy
 from backline.access.identity import ANY_MODEL, Grant, Identity, anonymous
 from backline.access.keys import MAX_LENGTH, generate_key, hash_key
 from backline.access.scope import Scope
-from backline.engine.errors import Forbidden, Unauthenticated
+from backline_client.values.errors import Forbidden, Unauthenticated
 
 #: Fixed, as workers of one test run must collect the same tests.
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"

@@ -13,9 +13,9 @@ from backline.access.identity import Grant, Identity, anonymous
 from backline.access.keys import hash_key
 from backline.access.quota import Limit, Meter, Quota, TokenBucket
 from backline.access.scope import Scope
-from backline.engine.errors import BacklineError, Internal, QuotaExceeded
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest, InferResponse
+from backline_client.values.errors import BacklineError, Internal, QuotaExceeded
+from backline_client.values.messages import InferRequest, InferResponse
 
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
 

@@ -48,7 +48,7 @@ def application(tmp_path: Path) -> Application:
 
 
 def test_every_route_has_the_expected_scope(application: Application) -> None:
-    router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
+    router: Router = application.http.router  # type: ignore[attr-defined]
     list(router.routes())  # also adds the routes that are added late
     routes = {
         (method.decode(), "/" + "/".join(segments)): route.scope
@@ -87,7 +87,7 @@ def test_every_method_has_the_expected_scope(application: Application) -> None:
 
 def test_the_gate_refuses_a_page_wherever_something_is_changed(application: Application) -> None:
     headers = {b"host": b"localhost:8000", b"origin": b"http://evil.example"}
-    router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
+    router: Router = application.http.router  # type: ignore[attr-defined]
     list(router.routes())  # also adds the routes that are added late
     routes = [
         (method, ("/" + "/".join(segments)).replace("{}", "x").encode(), route.scope)

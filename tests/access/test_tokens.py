@@ -29,10 +29,16 @@ from backline.access.jwks import read_key_set
 from backline.access.key_ring import FetchAbort, KeyRing, check_location, fetch_keys, metadata_url
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
-from backline.engine.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated, Unavailable
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest
 from backline.system import file_watch
+from backline_client.values.errors import (
+    Forbidden,
+    InvalidArgument,
+    QuotaExceeded,
+    Unauthenticated,
+    Unavailable,
+)
+from backline_client.values.messages import InferRequest
 from support.issuer import Issuer, served
 
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"

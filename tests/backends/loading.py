@@ -37,7 +37,7 @@ def lane_of(path: Path, **fields: object) -> tuple[str, str]:
 def imports_of(backend: str) -> str:
     """A program that imports the runtime of a backend as the fork server of trials does."""
     return (
-        "from backline.backends.registry import BACKENDS\n"
+        "from backline.backends.plugin import BACKENDS\n"
         "from backline.lifecycle.loading.isolation.fork_server import import_runtimes\n"
-        f"import_runtimes(next(one.imports for one in BACKENDS if one.name == {backend!r}))\n"
+        f"import_runtimes(next(one.imports for one in BACKENDS.built_in if one.name == {backend!r}))\n"
     )

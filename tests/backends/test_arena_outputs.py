@@ -11,14 +11,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from backline.backends.onnxruntime import LARGE, MAX_HELD, ArenaOutputs
+from backline.plugins.runtimes.onnx.runtime import LARGE, MAX_HELD, ArenaOutputs
 from backline.system.memory import trim
 
 HOLD = """
 import gc, sys
 from pathlib import Path
 import numpy as np
-from backline.backends.onnxruntime import OnnxRuntime
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.system.memory import resident_bytes, return_large_blocks, trim
 

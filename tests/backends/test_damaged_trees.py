@@ -15,9 +15,9 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import need
-from backline.backends import lightgbm as lightgbm_backend
-from backline.backends import xgboost as xgboost_backend
-from backline.engine.errors import InvalidArgument
+from backline.plugins.runtimes.trees import lightgbm as lightgbm_backend
+from backline.plugins.runtimes.trees import xgboost as xgboost_backend
+from backline_client.values.errors import InvalidArgument
 from support.lazy import lazy
 from support.server import serve
 
@@ -29,7 +29,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from backends.loading import load
-from backline.engine.errors import BacklineError
+from backline_client.values.errors import BacklineError
 for path in sys.argv[1:]:
     try:
         load(Path(path))

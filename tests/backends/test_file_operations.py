@@ -18,10 +18,10 @@ from onnx import TensorProto, helper
 
 from backends.loading import load
 from backends.served_models import need
-from backline.backends.pytorch_files import check_source
-from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline.plugins.runtimes.pytorch.files import check_source
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.server import serve
 
 need("torch", "tensorflow", "jax", "onnx")

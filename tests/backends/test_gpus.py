@@ -15,12 +15,12 @@ import pytest
 from backends.loading import load
 from backends.served_models import build_jax, need
 from backline.backends.backend import LoadOptions, gpus_of
-from backline.backends.identity import Identity
-from backline.backends.openvino import OpenVino, gpu_indexes
 from backline.backends.registry import choose
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.device import Device, Gpus
+from backline.engine.device import Device, Gpus
+from backline.plugins.runtimes.openvino.runtime import OpenVino, gpu_indexes
+from backline.plugins.runtimes.reference.identity import Identity
+from backline_client.values.errors import InvalidArgument
 from support.cuda_driver import show_gpus
 from support.networks import FLOAT, build, floats, node
 
@@ -96,7 +96,7 @@ def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
     need("tensorflow")
     import tensorflow
 
-    from backline.backends.tensorflow import TensorFlow
+    from backline.plugins.runtimes.tensorflow.runtime import TensorFlow
 
     build_saved_model(tmp_path / "model.savedmodel")
     config = ModelConfig("m", source="config.pbtxt")
@@ -139,13 +139,13 @@ def test_a_function_of_jax_runs_on_its_device(tmp_path: Path) -> None:
 import jax, numpy
 from pathlib import Path
 from backline.backends.backend import LoadOptions
-from backline.backends.jax import Jax
+from backline.plugins.runtimes.jax.runtime import Jax
 from backline.engine.config.model_config import ModelConfig
 
 path, config = Path({str(tmp_path / "model.jax")!r}), ModelConfig("m")
 devices = jax.devices()
 jax.devices = lambda kind=None: devices[1:] if kind == "gpu" else devices
-from backline.engine.values.device import Device
+from backline.engine.device import Device
 model = Jax().load(path, config, LoadOptions(Device("gpu", 0)))
 call, seen = model._call, []
 model._call = lambda *a, **k: (seen.extend(jax.tree_util.tree_leaves((a, k))), call(*a, **k))[1]
@@ -169,7 +169,7 @@ def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
     need("torch")
     import torch
 
-    from backline.backends.pytorch_programs import device_name, load_exported, moving
+    from backline.plugins.runtimes.pytorch.programs import device_name, load_exported, moving
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -197,7 +197,7 @@ def test_pytorch_says_why_it_has_no_gpu(tmp_path: Path) -> None:
     need("torch")
     import torch
 
-    from backline.backends.pytorch_programs import usable_gpus
+    from backline.plugins.runtimes.pytorch.programs import usable_gpus
 
     gpus = usable_gpus(torch)
     assert gpus.indexes == tuple(range(torch.cuda.device_count()))
@@ -233,7 +233,7 @@ def test_an_onnx_session_on_a_gpu_that_does_not_work_is_refused_and_not_run_on_t
 ) -> None:
     import onnxruntime
 
-    from backline.backends.onnxruntime import OnnxRuntime
+    from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")

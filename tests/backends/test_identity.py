@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from backends.loading import load
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.signature import TensorSpec
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 
 IN = TensorSpec("IN", DataType.FP32, (4,))
@@ -119,3 +119,44 @@ async def test_ragged_requests_of_a_batch_get_their_own_inputs(tmp_path: Path) -
     assert [response.outputs[0].data.tolist() for response in responses] == [one.tolist() for one in values]
     assert statistics.execution_count < 3
     await program.stop()
+
+
+RAGGED = """
+backend: "identity" max_batch_size: 8
+input [
+  { name: "R" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true optional: true },
+  { name: "O" data_type: TYPE_FP32 dims: [ 2 ] optional: true },
+  { name: "P" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true optional: true }
+]
+output [
+  { name: "R_OUT" data_type: TYPE_FP32 dims: [ -1 ] },
+  { name: "O_OUT" data_type: TYPE_FP32 dims: [ 2 ] },
+  { name: "P_OUT" data_type: TYPE_FP32 dims: [ -1 ] }
+]
+dynamic_batching { max_queue_delay_microseconds: 50000 }
+"""
+
+
+async def test_absent_inputs_beside_ragged_inputs_are_zeros(tmp_path: Path) -> None:
+    (tmp_path / "models" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "m" / "config.pbtxt").write_text(RAGGED)
+    program = await start(tmp_path / "models")
+
+    async def ask(**inputs: list[list[float]]) -> list[list[list[float]]]:
+        tensors = {
+            name: Tensor(name, DataType.FP32, np.shape(rows), np.array(rows, np.float32))
+            for name, rows in inputs.items()
+        }
+        response = await program.engine.infer(InferRequest("m", tensors))
+        return [output.data.tolist() for output in response.outputs]
+
+    ragged = await asyncio.gather(ask(R=[[1, 2, 3]]), ask(R=[[4]]), ask(R=[[5, 6], [7, 8]]))
+    others = await asyncio.gather(ask(O=[[1, 2]]), ask(O=[[3, 4], [5, 6]]))
+    await program.stop()
+
+    assert ragged == [
+        [[[1, 2, 3]], [[0, 0]], [[0]]],
+        [[[4]], [[0, 0]], [[0]]],
+        [[[5, 6], [7, 8]], [[0, 0], [0, 0]], [[0], [0]]],
+    ]
+    assert others == [[[[0]], [[1, 2]], [[0]]], [[[0], [0]], [[3, 4], [5, 6]], [[0], [0]]]]

@@ -12,11 +12,11 @@ import pytest
 from backends.loading import lane_of, load
 from backends.served_models import build_jax, need
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.lifecycle.loading.loader import load as load_version
 from backline.lifecycle.loading.run_time import INLINE_RUN
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Internal, InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.lazy import lazy
 
 need("jax")

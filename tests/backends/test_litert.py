@@ -12,8 +12,8 @@ import pytest
 
 from backends.loading import lane_of, load
 from backends.served_models import audio, basic_pitch, need
-from backline.backends.litert import _has_loop
-from backline.engine.errors import InvalidArgument
+from backline.plugins.runtimes.litert.runtime import _has_loop
+from backline_client.values.errors import InvalidArgument
 from server.test_hostile_files import TFLITE
 
 need("ai_edge_litert")

@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from backends.loading import load
-from backline.backends import onnx_external_data
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
+from backline.plugins.runtimes.onnx import external_data
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
 from support.networks import FLOAT, INT64, build, floats, node
 
 
@@ -165,16 +165,16 @@ def test_weights_of_a_loaded_model_do_not_change_with_their_file(tmp_path: Path)
 def test_a_file_that_is_shortened_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_external_data, "_READ_WHOLE", 1000)
+    monkeypatch.setattr(external_data, "_READ_WHOLE", 1000)
     table = floats(100, 200)
     path = lookup(tmp_path / "model.onnx", table)
-    check = onnx_external_data._check_top_level
+    check = external_data._check_top_level
 
     def shorten(path: Path, content: Any) -> None:
         os.truncate(path, 4096)
         check(path, content)
 
-    monkeypatch.setattr(onnx_external_data, "_check_top_level", shorten)
+    monkeypatch.setattr(external_data, "_check_top_level", shorten)
     with pytest.raises(InvalidArgument, match="is truncated"):
         load(path)
 

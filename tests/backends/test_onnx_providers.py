@@ -9,14 +9,14 @@ import pytest
 
 from backends.loading import load
 from backline.backends.backend import LoadOptions
-from backline.backends.onnx_providers import CPU, Provider, can_use, read_providers, why_on_no_gpu
-from backline.backends.onnxruntime import OnnxRuntime
 from backline.backends.runtime import cuda_gpus
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.device import CPU as PROCESSOR
-from backline.engine.values.device import Device
-from backline.protos import message
+from backline.engine.device import CPU as PROCESSOR
+from backline.engine.device import Device
+from backline.plugins.runtimes.onnx.providers import CPU, Provider, can_use, read_providers, why_on_no_gpu
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
+from backline_client.protos import message
+from backline_client.values.errors import InvalidArgument
 from support.networks import FLOAT, build, floats, node
 
 OPENVINO = "OpenVINOExecutionProvider"

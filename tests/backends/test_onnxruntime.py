@@ -14,11 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from backends.loading import imports_of
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Internal, InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.networks import FLOAT, INT64, STRING, build, floats, ints, node
 
 X, Y = "X", "Y"
@@ -304,7 +304,7 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
     )
     program = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from backline.backends.onnxruntime import OnnxRuntime\n"
+        "from backline.plugins.runtimes.onnx.runtime import OnnxRuntime\n"
         "from backline.engine.config.model_config import ModelConfig\n"
         "model = OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "try: model.run({'X': np.zeros((3, 4), np.float32)}, ['Y'])\n"
@@ -332,7 +332,7 @@ def test_telemetry_is_disabled(file: Path, before: str) -> None:
     program = (
         f"{before}"
         "import os, sys; from pathlib import Path\n"
-        "from backline.backends.onnxruntime import OnnxRuntime\n"
+        "from backline.plugins.runtimes.onnx.runtime import OnnxRuntime\n"
         "from backline.engine.config.model_config import ModelConfig\n"
         "OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "print(len(os.listdir('/proc/self/task')))\n"

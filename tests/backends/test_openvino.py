@@ -12,9 +12,9 @@ import pytest
 
 from backends.loading import imports_of, lane_of, load
 from backends.served_models import need
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.networks import FLOAT, build, floats, looping, node
 
 need("openvino")
@@ -118,7 +118,8 @@ def test_a_run_uses_the_configured_cores(file: Path) -> None:
 def test_telemetry_is_not_loaded(onnx_file: Path, before: str) -> None:
     program = (
         f"{before}"
-        "import sys\nfrom pathlib import Path\nfrom backline.backends.openvino import OpenVino\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from backline.plugins.runtimes.openvino.runtime import OpenVino\n"
         "from backline.engine.config.model_config import ModelConfig\n"
         "OpenVino().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and"

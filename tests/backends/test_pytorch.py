@@ -16,9 +16,9 @@ import pytest
 
 from backends.loading import lane_of, load
 from backends.served_models import need
-from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Internal, InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.lazy import lazy
 
 need("torch")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.pytorch_files import check_source
-from backline.engine.errors import InvalidArgument
+from backline.plugins.runtimes.pytorch.files import check_source
+from backline_client.values.errors import InvalidArgument
 
 
 def test_a_member_whose_name_is_not_utf_8_is_refused_with_a_reason(tmp_path: Path) -> None:

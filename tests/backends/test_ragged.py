@@ -13,11 +13,11 @@ from backends.served_models import need
 from backline.backends.backend import LoadOptions
 from backline.engine.config.joining import BatchInput, Joining, Padding
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.view.join import JoinRequests
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import TensorSpec
 from support import models
 
 FP32 = DataType.FP32

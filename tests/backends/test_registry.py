@@ -11,9 +11,10 @@ from pkgutil import resolve_name
 import pytest
 
 from backends.loading import load
-from backline.backends.registry import BACKENDS, FORMATS, choose
+from backline.backends.plugin import BACKENDS
+from backline.backends.registry import FORMATS, choose
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 
 BLOCKED = """
 import sys
@@ -22,7 +23,7 @@ for module in {modules!r}:
     sys.modules[module] = None
 from backline.backends.backend import LoadOptions
 from backline.backends.registry import choose
-from backline.engine.errors import BacklineError
+from backline_client.values.errors import BacklineError
 from backline.engine.config.model_config import ModelConfig
 config = ModelConfig('m')
 try:
@@ -124,8 +125,11 @@ def test_a_misspelt_backend_suggests_the_nearest() -> None:
 
 
 def test_every_format_has_its_backend_and_every_backend_its_name() -> None:
-    assert {format.backend for format in FORMATS} == {entry.name for entry in BACKENDS}
-    for entry in BACKENDS:
+    configured_only = {"mlflow_pyfunc"}
+    assert {format.backend for format in FORMATS} | configured_only == {
+        entry.name for entry in BACKENDS.built_in
+    }
+    for entry in BACKENDS.built_in:
         backend = entry.backend()
         assert backend.name == entry.name
 
@@ -143,7 +147,7 @@ def test_no_runtime_is_imported_before_a_model_needs_it() -> None:
         "onnxruntime",
     }
     program = (
-        "import sys\nfrom backline.backends.registry import BACKENDS\nfor entry in BACKENDS:"
+        "import sys\nfrom backline.backends.plugin import BACKENDS\nfor entry in BACKENDS.built_in:"
         " entry.backend()\n"
         f"print(*sorted(set(sys.modules) & {runtimes!r}))"
     )
@@ -182,7 +186,7 @@ def test_files_that_are_not_models_are_reported(
 def test_the_functions_to_call_before_trials_exist() -> None:
     names = [
         name
-        for entry in BACKENDS
+        for entry in BACKENDS.built_in
         for names in (entry.imports, *entry.imports_by_suffix.values())
         for name in names
         if ":" in name
@@ -197,7 +201,7 @@ def test_only_exported_programs_need_the_exporter_before_trials() -> None:
         return choose(ModelConfig("m"), Path(filename)).imports_for(Path(filename))
 
     assert imports("model.pt") == ("torch",)
-    assert imports("other.PT2") == ("torch", "backline.backends.pytorch_programs:import_exporter")
+    assert imports("other.PT2") == ("torch", "backline.plugins.runtimes.pytorch.programs:import_exporter")
 
 
 @pytest.mark.parametrize(

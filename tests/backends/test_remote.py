@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from backline.backends.backend import LoadOptions
-from backline.backends.remote import Remote
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline.plugins.fleet.backend import Remote
+from backline_client.values.errors import InvalidArgument
 
 TRUSTED = LoadOptions(may_run_code=True)
 

@@ -20,9 +20,9 @@ from backends.served_models import (
     need,
     wines,
 )
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.signature import TensorSpec
 
 
 class Payload:
@@ -226,10 +226,10 @@ def test_values_that_an_estimator_refuses_are_the_clients_fault(tmp_path: Path) 
 def test_an_mlflow_folder_without_a_served_flavour_lists_the_served_ones(tmp_path: Path) -> None:
     need("yaml")
     (tmp_path / "MLmodel").write_text(
-        "flavors:\n  prophet:\n    data: model.pr\n  python_function:\n    loader_module: mlflow.prophet\n"
+        "flavors:\n  prophet:\n    data: model.pr\n  spark:\n    model_data: sparkml\n"
     )
 
-    with pytest.raises(InvalidArgument, match="it has 'prophet', 'python_function', expected one of 'onnx'"):
+    with pytest.raises(InvalidArgument, match="it has 'prophet', 'spark', expected one of 'onnx'"):
         load(tmp_path)
 
 

@@ -12,10 +12,10 @@ import pytest
 from backends.loading import lane_of, load
 from backends.served_models import basic_pitch, need
 from backline.backends.backend import COMPILES, LOOPS
-from backline.backends.tensorflow_operations import check_operations
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline.plugins.runtimes.tensorflow.operations import check_operations
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.signature import TensorSpec
 from support.lazy import lazy
 
 need("tensorflow")

@@ -22,13 +22,13 @@ import pytest
 
 import backline
 from backline.backends.backend import LoadOptions
-from backline.backends.pytorch_files import identify
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.loading.loader import load
+from backline.plugins.runtimes.pytorch.files import identify
 from backline.repository.unpacked import unpacked
 from backline.system.archive_limits import UnpackLimits
-from backline.system.file_lock import hold
+from backline_client.system.file_lock import hold
+from backline_client.values.errors import BacklineError, InvalidArgument
 from docs.pages import blocks
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backline.balance.balancer import BalancePolicy, Balancer, Endpoint, RequestAttempt, Verdict
+from backline_client.balance.balancer import BalancePolicy, Balancer, Endpoint, RequestAttempt, Verdict
 
 URLS = ("a", "b", "c")
 

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.balance.open_sequences import OpenSequences
+from backline_client.balance.open_sequences import OpenSequences
 
 
 def test_a_caller_with_many_sequences_loses_its_own() -> None:

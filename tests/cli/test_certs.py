@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from cryptography import x509
 
 from backline.cli.certs import command
-from backline.client import connect
-from backline.engine.errors import BacklineError, InvalidArgument
+from backline_client.client import connect
+from backline_client.values.errors import BacklineError, InvalidArgument
 from support import models
 from support.server import serve
 

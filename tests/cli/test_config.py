@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from backline import connect
-from backline.protos import message
 from backline.repository.configuration import text, toml
+from backline_client.protos import message
 from support import models
 from support.repositories import put
 from support.server import serve

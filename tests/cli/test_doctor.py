@@ -15,21 +15,21 @@ from typing import Any
 
 import pytest
 
-from backline.cli.doctor import is_server
-from backline.cli.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
-from backline.cli.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
-from backline.cli.doctor.finding import Severity, diagnose
-from backline.cli.doctor.machine import MACHINE, Machine, read_machine
-from backline.cli.doctor.repository import REPOSITORY, DescribedModel, Repositories
-from backline.cli.doctor.running import RUNNING, ServerFacts, checks_of, open_scopes
-from backline.cli.doctor.software import SOFTWARE, Software
-from backline.client.address import Address
-from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, Progress
 from backline.engine.config.model_config import ModelConfig
 from backline.lifecycle.options import LifecycleOptions
+from backline.plugins.tools.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
+from backline.plugins.tools.doctor.examination import is_server
+from backline.plugins.tools.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
+from backline.plugins.tools.doctor.finding import Severity, diagnose
+from backline.plugins.tools.doctor.machine import MACHINE, Machine, read_machine
+from backline.plugins.tools.doctor.repository import REPOSITORY, DescribedModel, Repositories
+from backline.plugins.tools.doctor.running import RUNNING, ServerFacts, checks_of, open_scopes
+from backline.plugins.tools.doctor.software import SOFTWARE, Software
 from backline.server import ServerOptions
 from backline.wire.tls import TlsFiles
+from backline_client.client.address import Address
+from backline_client.client.options import ClientOptions
+from backline_client.client.records import ModelIndex, Progress
 from cli.conftest import Run
 from support import models
 from support.authority import Authority
@@ -295,6 +295,7 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("conflicting-packages", "error", {"packages": {"onnxruntime": "1.30", "onnxruntime-gpu": "1.30"}}),
     ("gpu-packages", "warning", {"gpu": True}),
     ("environment-variables", "warning", {"variables": ("BACKLINE_X has no effect; did you mean Y?",)}),
+    ("plugins", "error", {"plugin_problems": ("the plug-in 'toy' of toy 1 is old: install another",)}),
     ("cores", "warning", {"quota": 0.5}),
     ("throttling", "warning", {"throttled": 0.2}),
     ("thread-variables", "warning", {"threads": {"OMP_NUM_THREADS": "many"}}),

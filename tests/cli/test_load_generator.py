@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from backline.cli.bench.load_generator import closed_loop, open_loop
-from backline.engine.errors import Unavailable
+from backline.cli.load_generator import closed_loop, open_loop
+from backline_client.values.errors import Unavailable
 
 
 def test_a_stall_counts_for_every_delayed_request() -> None:

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from backline.access.keys import generate_key, hash_key
 from backline.cli.login import command
-from backline.client.credentials import StoredKeys
-from backline.engine.errors import InvalidArgument
+from backline_client.client.credentials import StoredKeys
+from backline_client.values.errors import InvalidArgument
 from support import models
 from support.server import ServerProcess, serve
 from support.terminal import Terminal

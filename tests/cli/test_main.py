@@ -15,7 +15,7 @@ import click
 import pytest
 
 import backline as package
-from backline.cli.commands import BUILT_IN, CommandRecord
+from backline.cli.commands import COMMANDS, CommandPlugin
 
 Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
 
@@ -115,15 +115,15 @@ def test_debugging_shows_the_traceback(backline: Run) -> None:
 def test_help_lists_every_command_in_a_group(backline: Run) -> None:
     shown = backline("--help").stdout
 
-    for record in BUILT_IN:
+    for record in COMMANDS.built_in:
         _, _, rest = shown.partition(f"\n{record.group}:\n")
         (line,) = re.findall(rf"^  {record.name} +(.+)$", rest.partition("\n\n")[0], re.MULTILINE)
         assert record.summary.startswith(line)
-    assert len({record.name for record in BUILT_IN}) == len(BUILT_IN)
+    assert len({record.name for record in COMMANDS.built_in}) == len(COMMANDS.built_in)
 
 
-@pytest.mark.parametrize("record", BUILT_IN, ids=lambda record: record.name)
-def test_every_record_leads_to_its_command(record: CommandRecord) -> None:
+@pytest.mark.parametrize("record", COMMANDS.built_in, ids=lambda record: record.name)
+def test_every_record_leads_to_its_command(record: CommandPlugin) -> None:
     assert isinstance(record.load(), click.Command)
 
 
@@ -158,7 +158,7 @@ def test_listing_commands_imports_none_of_them(
 
     assert expected in done.stdout
     assert "backline.cli.commands" in imported
-    assert imported.isdisjoint(record.target.partition(":")[0] for record in BUILT_IN)
+    assert imported.isdisjoint(record.target.partition(":")[0] for record in COMMANDS.built_in)
 
 
 def test_serving_imports_little() -> None:
@@ -185,8 +185,9 @@ print(*sys.modules)
     numbers, names = done.stdout.splitlines()
     imported, compiled = map(int, numbers.split())
     needless = """
-        backline.client backline.dialects.console backline.dialects.open_inference.grpc.service
-        backline.fleet.lane backline.ray backline.wire.http2.connection backline.wire.websocket.connection
+        backline_client.client backline.plugins.dialects.console backline.dialects.open_inference.grpc.service
+        backline.plugins.fleet.lane backline.plugins.ray backline.wire.http2.connection
+        backline.wire.websocket.connection
         backline.workers.child backline.workers.process google.protobuf grpc matplotlib multiprocessing
         numpy.ma numpy.random onnxruntime prometheus_client psutil rich tempfile
     """

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import pytest
 
-from backline.client import Client, connect
-from backline.client.records import ModelIndex
+from backline_client.client import Client, connect
+from backline_client.client.records import ModelIndex
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backline.cli.models.progress import Bars, Lines
-from backline.client.records import ModelIndex, Progress
+from backline_client.client.records import ModelIndex, Progress
 
 
 def loading(phase: str, done: int = 0, total: int = 0) -> list[ModelIndex]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from backline.cli.result_files import save
-from backline.client.result import InferResult
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse
-from backline.engine.values.tensor import Tensor
+from backline.cli.result_files import documents, save
+from backline_client.client.result import InferResult
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferResponse
+from backline_client.values.tensor import Tensor
 
 
 def test_outputs_of_any_name_are_saved_together(tmp_path: Path) -> None:
@@ -20,3 +20,11 @@ def test_outputs_of_any_name_are_saved_together(tmp_path: Path) -> None:
     with np.load(tmp_path / "y.npz") as saved:
         assert saved.files == names
         assert all(saved[name].tolist() == [1, 2] for name in names)
+
+
+def test_bytes_are_bytes_in_json() -> None:
+    outputs = [Tensor("y", DataType.BYTES, (1,), np.array([b"a"], object))]
+
+    printed = documents([InferResult(InferResponse("m", "1", "", outputs))])
+
+    assert printed["outputs"]["y"] == {"shape": [1], "datatype": "BYTES", "data": ["a"]}

@@ -27,13 +27,13 @@ import pytest
 from backline.cli import serve as serve_command
 from backline.cli.serve import report as serve_report
 from backline.cli.serve import within_memory, within_open_files
-from backline.client import connect
-from backline.client.errors import ConnectionFailed
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.model import LoadProgress, Model, ModelState
 from backline.lifecycle.journal import LoadEvent
 from backline.wire.limits import MIB, Limits
+from backline_client.client import connect
+from backline_client.client.errors import ConnectionFailed
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from backline.client import connect
-from backline.client.errors import InvalidArgument
+from backline_client.client import connect
+from backline_client.client.errors import InvalidArgument
 from support import models
 from support.server import ServerProcess, serve
 
@@ -47,8 +47,8 @@ def test_without_auto_completion_only_models_with_complete_configurations_are_se
             client.load("whole", config="{}")
     assert reasons["whole"] == ""
     assert reasons["bare"].endswith(
-        "models/bare' holds no config.pbtxt, and configurations are not completed from the model;"
-        " add a config.pbtxt"
+        "models/bare/config.pbtxt: No such file or directory; configurations are not completed from the"
+        " model, so add this file"
     )
     assert reasons["half"].endswith(
         "half/config.pbtxt: must specify at least one input for half,"

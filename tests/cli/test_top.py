@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from backline.cli.top import Reading, activities, percentile, with_metrics
-from backline.client.records import ModelIndex
+from backline.plugins.tools.top.command import Reading, activities, percentile, with_metrics
+from backline_client.client.records import ModelIndex
 from cli.conftest import Run
 from support.server import ServerProcess
 from support.terminal import Terminal

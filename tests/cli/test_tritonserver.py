@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from backline.server import ServerOptions
 from support import models
 from support.server import free_ports
 from support.triton_server import tritonserver
+from support.waiting import until
 
 REPOSITORY = "--model-repository=models"
 
@@ -36,6 +38,7 @@ def test_the_defaults_are_tritons() -> None:
     assert (given.http_port, given.grpc_port, given.metrics_port) == (8000, 8001, 8002)
     assert (given.exit_on_error, given.not_ready_status) == (True, 400)
     assert (given.lifecycle.mode, given.lifecycle.strict_readiness) == ("none", True)
+    assert given.lifecycle.default_queue == "any"
     assert (given.allow_client_shm, given.insecure_open) == (True, True)
     log = read_arguments([REPOSITORY])[0].log
     assert (log.info, log.style, log.format) == (True, "triton", "default")
@@ -266,3 +269,32 @@ def _load(port: int, host: str, *fields: str) -> bytes:
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(("\r\n".join([*lines, "Content-Length: 2", "", "{}"])).encode())
         return b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n")[0]
+
+
+def test_without_a_repository_a_server_that_must_not_exit_is_not_live(tmp_path: Path) -> None:
+    http, grpc, metrics = free_ports(3)
+    ports = (f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}")
+    command = [sys.executable, "-m", "backline", "tritonserver", "--exit-on-error=false", *ports]
+    with (tmp_path / "log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        until(lambda: b"Started HTTPService" in (tmp_path / "log").read_bytes())
+        for check in ("live", "ready"):
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/health/{check}", timeout=10)
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert b"Invalid argument: --model-repository must be specified" in (tmp_path / "log").read_bytes()
+
+
+def test_what_failed_at_the_start_of_a_server_that_must_not_exit_is_said_in_tritons_words(
+    tmp_path: Path,
+) -> None:
+    models.add1(tmp_path / "models")
+    (tmp_path / "models" / "add1" / "1" / "model.onnx").write_bytes(b"no model")
+    missing = f"--model-repository={tmp_path}/missing"
+    with tritonserver(tmp_path / "models", tmp_path / "log", "--exit-on-error=false", missing) as server:
+        server.wait_started()
+        until(lambda: "failed to load all models" in server.output)
+    assert f"Internal: failed to stat file {tmp_path}/missing" in server.output

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from backline.cli.numbers import DurationType
-from backline.cli.tune import write_configuration
-from backline.cli.tune.load_predictor import BatchTimes
-from backline.cli.tune.search import (
+from backline.observe.prediction_log import encode_record
+from backline.plugins.tools.tune.load_predictor import BatchTimes
+from backline.plugins.tools.tune.search import (
     LEVELS,
     SHARE_SECONDS,
     Goal,
@@ -27,7 +27,7 @@ from backline.cli.tune.search import (
     exhaustive,
     pareto,
 )
-from backline.cli.tune.settings import (
+from backline.plugins.tools.tune.settings import (
     RUNTIME_OPTIONS,
     Tunable,
     TunedSettings,
@@ -35,12 +35,12 @@ from backline.cli.tune.settings import (
     configured,
     space,
 )
-from backline.cli.tune.trials import recorded_inputs
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
-from backline.observe.prediction_log import encode_record
-from backline.protos import message
+from backline.plugins.tools.tune.trials import recorded_inputs
+from backline.plugins.tools.tune.tuning import write_configuration
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.tensor import Tensor
 from cli.conftest import Run
 from support import models
 from support.repositories import put

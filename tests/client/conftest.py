@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto
 
-from backline.client import Client, connect
+from backline_client.client import Client, connect
 from support import models
 from support.server import ServerProcess, serve
 

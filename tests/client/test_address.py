@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from backline.client.address import Address
-from backline.engine.errors import InvalidArgument
+from backline_client.client.address import Address
+from backline_client.values.errors import InvalidArgument
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.client.arrays import to_tensor
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline_client.client.arrays import to_tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.signature import TensorSpec
 
 
 def tensor(datatype: str, value: Any, shape: tuple[int, ...] = (-1,)) -> np.ndarray:

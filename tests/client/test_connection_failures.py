@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from backline.client import connect, connect_async
-from backline.client.errors import (
+from backline_client.client import connect, connect_async
+from backline_client.client.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     InvalidArgument,
@@ -251,7 +251,7 @@ def test_grpc_without_grpcio_says_what_to_install() -> None:
 def test_importing_backline_imports_neither_client_nor_server() -> None:
     program = (
         "import backline, sys; print([name for name in sys.modules"
-        " if name in ('backline.client', 'backline.server', 'numpy')])"
+        " if name in ('backline_client.client', 'backline.server', 'numpy')])"
     )
     assert (
         subprocess.run(

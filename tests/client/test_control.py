@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import Client, connect, connect_async
-from backline.client.errors import (
+from backline_client.client import Client, connect, connect_async
+from backline_client.client.errors import (
     AlreadyExists,
     ConnectionFailed,
     DeadlineExceeded,
@@ -20,8 +20,8 @@ from backline.client.errors import (
     NotFound,
     Unsupported,
 )
-from backline.engine.errors import BacklineError
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.errors import BacklineError
 from support import models
 from support.server import ServerProcess, free_ports, serve
 

@@ -11,10 +11,10 @@ import pytest
 
 import backline
 from backline.access.keys import generate_key, hash_key
-from backline.client.address import Address
-from backline.client.credentials import StoredKeys, find_credential
-from backline.client.errors import CredentialsRefused, InvalidArgument, PermissionDenied
-from backline.client.options import ClientOptions
+from backline_client.client.address import Address
+from backline_client.client.credentials import StoredKeys, find_credential
+from backline_client.client.errors import CredentialsRefused, InvalidArgument, PermissionDenied
+from backline_client.client.options import ClientOptions
 from support import models
 from support.server import ServerProcess, serve
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import backline
-from backline.client.generator import generate_module
-from backline.client.records import ModelMetadata
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
+from backline_client.client.generator import generate_module
+from backline_client.client.records import ModelMetadata
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import TensorSpec
 from support import models
 from support.server import ServerProcess, serve
 from support.streaming import put_models

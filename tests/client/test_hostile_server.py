@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from backline.cli.main import main
-from backline.client import Client, connect, http_connection
-from backline.client.errors import BacklineError, ProtocolError, Unavailable
-from backline.client.http_stream import EventReader
+from backline_client.client import Client, connect, http_connection
+from backline_client.client.errors import BacklineError, ProtocolError, Unavailable
+from backline_client.client.http_stream import EventReader
 
 OUTPUT: dict[str, Any] = {"name": "OUTPUT0", "datatype": "FP32", "shape": [1], "data": [1.0]}
 TENSOR = {"name": "INPUT0", "datatype": "FP32", "shape": [1]}

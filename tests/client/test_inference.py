@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from backline.client import Client, InferResult, connect, connect_async
-from backline.client.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline_client.client import Client, InferResult, connect, connect_async
+from backline_client.client.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from support.server import ServerProcess
 
 X = np.arange(32, dtype=np.float32).reshape(2, 16)

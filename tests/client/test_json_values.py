@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 from support.repositories import put
 from support.server import ServerProcess, serve
 from support.tools import run

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from backline.client import ray_directory
-from backline.client.address import Address
-from backline.client.ray_directory import ReplicaDirectory, replica_urls
-from backline.engine.errors import InvalidArgument, Unavailable
+from backline_client.client import ray_directory
+from backline_client.client.address import Address
+from backline_client.client.ray_directory import ReplicaDirectory, replica_urls
+from backline_client.values.errors import InvalidArgument, Unavailable
 
 BOTH = (("grpc://a:1", frozenset({"x", "y"})), ("grpc://b:1", frozenset({"y"})))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from backline.client.sequences import AsyncSequence, RequestSequence
-from backline.engine.errors import InvalidArgument
+from backline_client.client.sequences import AsyncSequence, RequestSequence
+from backline_client.values.errors import InvalidArgument
 
 
 class Listener:

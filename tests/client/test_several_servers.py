@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import balanced_transport, connect, connect_async
-from backline.client.address import Address
-from backline.client.balanced_transport import BalancedTransport
-from backline.client.errors import (
+from backline_client.client import balanced_transport, connect, connect_async
+from backline_client.client.address import Address
+from backline_client.client.balanced_transport import BalancedTransport
+from backline_client.client.errors import (
     BacklineError,
     ConnectionLost,
     InvalidArgument,
@@ -24,11 +24,11 @@ from backline.client.errors import (
     Unavailable,
     Unsupported,
 )
-from backline.client.http_transport import HttpTransport
-from backline.client.options import ClientOptions
-from backline.client.transport import InferCall
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
+from backline_client.client.http_transport import HttpTransport
+from backline_client.client.options import ClientOptions
+from backline_client.client.transport import InferCall
+from backline_client.values.datatypes import DataType
+from backline_client.values.tensor import Tensor
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import Client, connect, connect_async
-from backline.client.errors import InvalidArgument, NotFound, Unsupported
+from backline_client.client import Client, connect, connect_async
+from backline_client.client.errors import InvalidArgument, NotFound, Unsupported
 from support.server import ServerProcess, serve
 from support.streaming import put_models
 

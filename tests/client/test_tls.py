@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from cryptography import x509
 
-from backline.client import connect
-from backline.client.address import Address
-from backline.client.errors import ConnectionFailed
-from backline.client.handshake import unanswered, unverified
-from backline.client.http_stream import stream_events
-from backline.client.options import ClientOptions
+from backline_client.client import connect
+from backline_client.client.address import Address
+from backline_client.client.errors import ConnectionFailed
+from backline_client.client.handshake import unanswered, unverified
+from backline_client.client.http_stream import stream_events
+from backline_client.client.options import ClientOptions
 from support import models
 from support.authority import Authority, Issued, server_options
 from support.server import ServerProcess, serve

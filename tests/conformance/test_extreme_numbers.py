@@ -19,7 +19,7 @@ import psutil
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from backline.protos import message, pool
+from backline_client.protos import message, pool
 from conformance.h1probe import HttpProbe
 from support import models
 from support.server import ServerProcess, serve

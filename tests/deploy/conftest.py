@@ -104,8 +104,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image(podman: Podman, base_image: str, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Backline's image for the repository, built by the command from wheels only."""
     wheels = tmp_path_factory.mktemp("wheels")
-    build = ["-m", "build", "--no-isolation", "--wheel", "--outdir", wheels, ROOT]
-    subprocess.run([sys.executable, *build], check=True, capture_output=True, timeout=110)
+    for project in ("backline-client", "backline"):
+        build = ["-m", "build", "--no-isolation", "--wheel", "--outdir", wheels, ROOT / "packages" / project]
+        subprocess.run([sys.executable, *build], check=True, capture_output=True, timeout=110)
     version = podman.run("run", "--rm", "--network=none", base_image, "python3", "--version").split()[1]
     download = ["--quiet", "--only-binary=:all:", "--python-version", version, "--find-links", wheels]
     wanted = ["backline[onnx]", "cyclonedx-bom"]

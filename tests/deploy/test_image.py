@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import backline
-from backline.cli import image as image_command
+from backline.plugins.tools.image import command as image_command
 from deploy.conftest import Podman
 from docs.pages import code, table
 from support import models
@@ -132,13 +132,14 @@ def test_an_image_has_the_extras_of_its_models(tmp_path: Path) -> None:
     assert not any((tmp_path / "image" / "models").iterdir())
 
 
-def test_from_a_clone_the_image_has_the_wheel_of_the_clone(tmp_path: Path) -> None:
+def test_from_a_clone_the_image_has_the_wheels_of_the_clone(tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
 
     _written(tmp_path / "models", tmp_path / "image")
 
-    (wheel,) = (tmp_path / "image" / "wheels").iterdir()
-    assert wheel.name.startswith(f"backline-{backline.__version__}-")
+    wheels = sorted(wheel.name for wheel in (tmp_path / "image" / "wheels").iterdir())
+    suffix = f"-{backline.__version__}-py3-none-any.whl"
+    assert wheels == [f"backline{suffix}", f"backline_client{suffix}"]
 
 
 def test_a_server_without_writable_folders_logs_no_warning(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from backline.client import connect
+from backline_client.client import connect
 from docs.pages import ROOT
 from support import models
 from support.server import free_ports

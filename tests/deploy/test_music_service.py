@@ -149,10 +149,9 @@ def _repository(folder: Path) -> Path:
 def _build_application(podman: Podman, base_image: str, folder: Path) -> None:
     """The application's image, from wheels: without a registry of images, and without a network."""
     wheels = folder / "wheels"
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", wheels, ROOT],
-        check=True, capture_output=True, timeout=110,
-    )  # fmt: skip
+    for project in ("backline-client", "backline"):
+        build = ["-m", "build", "--no-isolation", "--wheel", "--outdir", wheels, ROOT / "packages" / project]
+        subprocess.run([sys.executable, *build], check=True, capture_output=True, timeout=110)
     version = podman.run("run", "--rm", "--network=none", base_image, "python3", "--version").split()[1]
     only = ["--only-binary=:all:", "--python-version", version, "--find-links", wheels, "--dest", wheels]
     download = [sys.executable, "-m", "pip", "download", "--quiet", *only]

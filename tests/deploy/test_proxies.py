@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import Client, Model, connect
-from backline.client.errors import BacklineError, ConnectionFailed, NotFound
+from backline_client.client import Client, Model, connect
+from backline_client.client.errors import BacklineError, ConnectionFailed, NotFound
 from docs.pages import ROOT
 from support import models
 from support.repositories import put

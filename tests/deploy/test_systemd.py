@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import connect
-from backline.client.errors import BacklineError
 from backline.system.service_manager import notify, passed_sockets
+from backline_client.client import connect
+from backline_client.client.errors import BacklineError
 from docs.pages import ROOT
 from support import models
 from support.server import free_ports, serve

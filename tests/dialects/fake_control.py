@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from backline.engine.control import (
+from backline.engine.engine import Engine
+from backline.engine.model import ModelState
+from backline_client.values.control import (
     ANY_VERSION,
     Action,
     Attempt,
@@ -19,9 +21,7 @@ from backline.engine.control import (
     Result,
     may_change_all,
 )
-from backline.engine.engine import Engine
-from backline.engine.errors import AlreadyExists, InvalidArgument
-from backline.engine.model import ModelState
+from backline_client.values.errors import AlreadyExists, InvalidArgument
 
 
 class FakeControl:

@@ -12,14 +12,9 @@ import numpy as np
 from backline.dialects.application import build_application
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, Internal, Unavailable
-from backline.engine.model import Model, ModelState, Placement
+from backline.engine.model import Model, ModelState, Placement, Serving
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
-from backline.protos import message
 from backline.wire.application import (
     Application,
     Buffer,
@@ -29,6 +24,12 @@ from backline.wire.application import (
     StreamCall,
     UnaryCall,
 )
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Internal, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 Compute = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 OIP = b"/inference.GRPCInferenceService/"
@@ -104,8 +105,8 @@ def add_model(
     model.signature = Signature(tuple(inputs), tuple(outputs))
     model.max_batch_size = max_batch_size
     model.placement = Placement("inline", 2, max_batch_size)
-    model.check = RequestCheck(name, model.signature, max_batch_size, strict=True)
-    model.queue = NumpyQueue(model, compute)
+    check = RequestCheck(name, model.signature, max_batch_size, strict=True)
+    model.serving = Serving(check, NumpyQueue(model, compute))
     model.state = ModelState.READY
     engine.add(model)
     return model

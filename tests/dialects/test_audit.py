@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from fake_models import OIP, Caller, FakeHttpRequest, FakeUnaryCall, fill_engine
+from hypothesis import given, settings
+from hypothesis.strategies import randoms
 
 import backline.access.access as access_module
 import backline.access.identity as identity_module
-import backline.dialects.application as application_module
+import backline.dialects.admission as admission_module
 from backline.access.access import Access, Policy
 from backline.access.identity import ANY_MODEL, Grant, Identity
 from backline.access.keys import hash_key
@@ -25,10 +27,10 @@ from backline.access.scope import EVERYBODY, Scope
 from backline.dialects.application import build_application
 from backline.dialects.audit import _MAX_ADDRESSES, _OTHERS, IN_TOTAL, PER_ADDRESS, Audit, RefusalLimit
 from backline.dialects.router import MAX_REMEMBERED_SIZE
-from backline.engine.control import Attempt
-from backline.engine.errors import BacklineError
-from backline.protos import message
 from backline.wire.application import Application, Call, Certificate, Denial, HttpRequest, Ingress
+from backline_client.protos import message
+from backline_client.values.control import Attempt
+from backline_client.values.errors import BacklineError
 
 
 def refusal(address: str) -> Attempt:
@@ -74,7 +76,7 @@ async def test_of_a_long_name_only_the_beginning_is_entered() -> None:
 
 KEYS = (b"bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I", b"bk_6nLeMIjxcEfRsy1hlbrDtxvFbRxIqXvqdX7mHtL2Gug")
 #: The number of requests, one a second. Some keys and certificates expire meanwhile.
-STEPS = 3000
+STEPS = 1500
 #: In seconds of time.monotonic(). This clock stands still, so quotas give nothing back.
 NOW = 1000.0
 
@@ -237,18 +239,21 @@ class Entries(list[tuple[str, str, str | None, str]]):
         self.append((identity, route, model, why))
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_a_repeated_request_is_treated_like_the_first_one(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compares with checks of which nothing is remembered."""
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(random=randoms(use_true_random=True))
+def test_a_repeated_request_is_treated_like_the_first_one(random: Random) -> None:
+    """Compares with checks of which nothing is remembered, while keys expire and the rules change."""
+    with pytest.MonkeyPatch.context() as patches:
+        asyncio.run(compare_with_fresh_checks(random, patches))
+
+
+async def compare_with_fresh_checks(random: Random, monkeypatch: pytest.MonkeyPatch) -> None:
     entries, expected = Entries(), Entries()
     monkeypatch.setattr(Audit, "_refused", entries.enter)
     clock = SimpleNamespace(seconds=0, monotonic=lambda: NOW, time=lambda: clock.seconds)
     monkeypatch.setattr(identity_module, "time", clock)
     monkeypatch.setattr(access_module, "monotonic", clock.monotonic)
-    monkeypatch.setattr(application_module, "monotonic", clock.monotonic)
-    random = Random(seed)
+    monkeypatch.setattr(admission_module, "monotonic", clock.monotonic)
     rules = any_rules(random)
     access, plain = Access(rules.policy()), Access(rules.policy())
     caller = Caller(ENGINE, build_application(ENGINE, access=access))
@@ -307,8 +312,8 @@ def decide(access: Access, asked: Asked, entries: Entries) -> tuple[str | None, 
             return None, ""
         if error.http_status in (401, 403):
             route = f"{method} {path}" if http else (OIP + method.encode()).decode()
-            named = model if http or scope is Scope.INFER else None
-            entries.append(("" if identity is None else identity.name, route, named, error.public_message))
+            holder = "" if identity is None else identity.name
+            entries.append((holder, route, model or None, error.public_message))
         return None if identity is None else identity.holder, error.public_message
     return identity.holder, ""
 

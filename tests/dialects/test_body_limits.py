@@ -15,11 +15,11 @@ from backline.dialects.application import build_application
 from backline.dialects.open_inference.grpc.wire_format import MAX_UNKNOWN_FIELDS
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
-from backline.protos import message
 from backline.wire.application import Application, Bound, Denial
 from backline.wire.limits import MIB, BodyLimit
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import TensorSpec
 
 
 def add(engine: Engine, name: str, *dims: int, version: str = "1") -> None:

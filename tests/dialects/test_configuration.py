@@ -14,11 +14,11 @@ from backline.dialects.open_inference.configuration import (
     model_configuration,
 )
 from backline.engine.model import Model, Placement
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import Signature, TensorSpec
-from backline.protos import to_plain
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
+from backline_client.protos import to_plain
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import Signature, TensorSpec
 from support import models
 from support.embedded import start
 

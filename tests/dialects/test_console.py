@@ -16,14 +16,14 @@ from fake_models import Caller, arrived_at, fill_engine
 from backline.access.identity import Grant, Identity
 from backline.access.scope import Scope
 from backline.dialects.application import build_application
-from backline.dialects.console.activity import Activity
-from backline.dialects.console.service import FOLDER, permissions
 from backline.engine.model import Model
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import LogSettings
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.observe.tracing.watch import PER_SECOND, TraceWatch
+from backline.plugins.dialects.console.activity import Activity
+from backline.plugins.dialects.console.service import FOLDER, permissions
 
 BROWSER = {b"accept": b"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 MAX_WEIGHT = 300_000
@@ -110,7 +110,7 @@ async def test_the_activity_has_every_version_with_its_counters(caller: Caller) 
 async def test_a_reading_has_only_what_has_changed_since_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("backline.dialects.console.activity.INTERVAL", 0.0)
+    monkeypatch.setattr("backline.plugins.dialects.console.activity.INTERVAL", 0.0)
     engine = fill_engine()
     activity = Activity(engine)
     number, _ = await activity.frame(0)

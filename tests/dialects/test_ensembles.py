@@ -12,12 +12,12 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.model import ModelState
+from backline.engine.model import ModelState, Serving
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, InvalidArgument, Unavailable
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.reading import CUT, READ, SIDE, Asked, expected, reader, recogniser
 from support.server import ServerProcess, serve
@@ -102,18 +102,17 @@ async def test_steps_of_several_requests_run_in_batches(tmp_path: Path, pictures
 async def test_cancelling_stops_the_steps_that_remain(tmp_path: Path, pictures: np.ndarray) -> None:
     program = await start(reader(tmp_path / "models"))
     cancelled, witness = Asked(pictures[:1]), Asked(pictures[:1])
-    detect = program.engine.find("detect").queue
-    submit = program.engine.find("crop").queue.submit
+    crop = program.engine.find("crop")
 
     program.engine.submit(cancelled.ticket)
     # Cancels between the steps: when the queue of the second model receives the request.
-    intercepted = program.engine.find("crop").queue = Intercepted(submit, cancelled.ticket)
+    intercepted = Intercepted(crop.serving.queue.submit, cancelled.ticket)
+    crop.serving = Serving(crop.serving.check, intercepted)
     await intercepted.done.wait()
     program.engine.submit(witness.ticket)
     await witness.done
 
     counts = executions(program)
-    assert detect is not None
     assert not cancelled.done.done()
     assert counts["detect"] == (2, 2)
     assert counts["recognise"] == (1, 1)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from backline.dialects.event_stream import EventStreams
 from backline.dialects.off_loop import OffLoop
 from backline.embedded.function import FunctionRequest
-from backline.engine.errors import Internal
 from backline.engine.responses import Responses
-from backline.engine.values.messages import InferRequest, InferResponse
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+from backline_client.values.errors import Internal
+from backline_client.values.messages import InferRequest, InferResponse
 
 
 class RecordedStream(ResponseStream):

@@ -12,8 +12,8 @@ import pytest
 from fake_models import OIP, Caller, FakeStreamCall, FakeUnaryCall, arrived_at
 
 from backline.engine.model import ModelState
-from backline.engine.values.datatypes import DataType
-from backline.protos import message, pool
+from backline_client.protos import message, pool
+from backline_client.values.datatypes import DataType
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 
@@ -184,7 +184,7 @@ def test_parameters(caller: Caller) -> None:
         "timeout": {"int64_param": 1_000_000},
     }
     caller.rpc_infer(**infer_fields(parameters=parameters))
-    request = caller.engine.find("add1").queue.seen[-1].request
+    request = caller.engine.find("add1").serving.queue.seen[-1].request
     assert request.parameters == {"mood": "blue", "swing": 0.5, "loud": True}
     assert request.priority == 2
     assert (request.timeout, request.deadline) == (1.0, None)
@@ -201,7 +201,7 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
         **infer_fields(parameters=parameters)
     ).SerializeToString()
     caller.application.rpc[OIP + b"ModelInfer"].handler(FakeUnaryCall(deadline=deadline), received)
-    request = caller.engine.find("add1").queue.seen[-1].request
+    request = caller.engine.find("add1").serving.queue.seen[-1].request
     assert (request.deadline, request.timeout) == (deadline, timeout)
 
 
@@ -293,7 +293,7 @@ def test_failing_and_broken_models(caller: Caller, caplog: pytest.LogCaptureFixt
 
 
 def test_cancel(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     call = caller.rpc_call("ModelInfer", **infer_fields())
     (asked,) = queue.held
@@ -307,7 +307,7 @@ def test_no_cycle_keeps_a_call_alive(caller: Caller) -> None:
     class Call(FakeUnaryCall):
         pass
 
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     call = Call()
     caller.application.rpc[OIP + b"ModelInfer"].handler(
@@ -412,7 +412,7 @@ async def test_reflection(caller: Caller, version: str) -> None:
     )
     files = response.file_descriptor_response.file_descriptor_proto
     assert len(files) == 2  # the service and the model configuration it imports
-    response = await reflect(caller, version, file_by_filename="backline/protos/health.proto")
+    response = await reflect(caller, version, file_by_filename="backline_client/protos/health.proto")
     assert len(response.file_descriptor_response.file_descriptor_proto) == 1
 
 

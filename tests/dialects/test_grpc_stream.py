@@ -12,8 +12,8 @@ import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
 from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT, Asked
-from backline.protos import message
 from backline.wire.application import RpcError
+from backline_client.protos import message
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 
@@ -90,7 +90,7 @@ async def test_a_refused_request_leaves_the_memory_without_the_collector(caller:
 
 
 async def test_requests_are_in_flight_together_and_answered_in_order(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     async with stream(caller) as call:
         for number in range(3):
@@ -104,7 +104,7 @@ async def test_requests_are_in_flight_together_and_answered_in_order(caller: Cal
 
 
 async def test_requests_in_flight_are_bounded(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     async with stream(caller) as call:
         for number in range(MAX_IN_FLIGHT + 10):
@@ -155,7 +155,7 @@ async def test_the_only_answer_is_marked_as_the_last(caller: Caller, parameters:
 
 
 async def test_cancelling_the_stream_cancels_requests_in_flight(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     call = FakeStreamCall()
     serving = start(caller, call)
@@ -179,7 +179,7 @@ async def test_failure_to_receive_ends_the_stream(caller: Caller) -> None:
 
 
 async def test_requests_after_half_close_are_answered(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     call = FakeStreamCall()
     serving = start(caller, call)

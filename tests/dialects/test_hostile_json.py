@@ -43,8 +43,8 @@ from backline.dialects.open_inference.repository import (
 from backline.dialects.open_inference.rest import generate
 from backline.dialects.open_inference.rest.messages import RestReader
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, PayloadTooLarge
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.errors import InvalidArgument, PayloadTooLarge
 
 ROW = '{{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[{}]}}'.format(",".join("0" * 16))
 MANY = MAX_KEYS + 1

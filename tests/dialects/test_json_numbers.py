@@ -17,8 +17,8 @@ from backline.dialects.json_data import read_numbers, write_numbers
 from backline.dialects.open_inference.rest import messages
 from backline.dialects.open_inference.rest.messages import RestReader
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
 
 NUMBERS = [
     datatype for datatype in DataType if datatype not in (DataType.FP16, DataType.BF16, DataType.BYTES)

@@ -17,10 +17,10 @@ from backline.dialects.json_data import encode_data
 from backline.dialects.off_loop import LARGE, is_long
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.planning import PlanBuilder
-from backline.engine.errors import PayloadTooLarge
-from backline.engine.values import tensor as tensors
-from backline.engine.values.datatypes import DataType
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values import tensor as tensors
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import PayloadTooLarge
 
 #: Empty elements of 4 bytes each, more than are decoded on the loop.
 COUNT = LARGE // 4 + 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from backline.dialects import json_data
 from backline.dialects.input_plan import InputPlan
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 from support.server import ServerProcess
 
 

@@ -11,9 +11,9 @@ import pytest
 from fake_control import FakeControl
 from fake_models import OIP, Caller, FakeHttpRequest, FakeUnaryCall, HttpAnswer
 
-from backline.engine.control import Overrides
-from backline.engine.errors import InvalidArgument
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.control import Overrides
+from backline_client.values.errors import InvalidArgument
 
 LOAD = "/v2/repository/models/loading/load"
 UNREADABLE = "failed to load 'loading', failed to poll from model repository: "

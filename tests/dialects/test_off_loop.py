@@ -21,9 +21,9 @@ from backline.dialects.json_data import decode_data
 from backline.dialects.json_scan import MAX_KEYS
 from backline.dialects.off_loop import SMALL, Abandoned, OffLoop, stop_if_abandoned
 from backline.embedded.function import FunctionRequest
-from backline.engine.errors import InvalidArgument, PayloadTooLarge
-from backline.engine.values.tensor import Buffer
 from backline.wire.application import HttpRequest
+from backline_client.values.errors import InvalidArgument, PayloadTooLarge
+from backline_client.values.tensor import Buffer
 from support.models import identity_of
 from support.server import serve
 

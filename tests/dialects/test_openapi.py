@@ -12,18 +12,18 @@ from fake_models import Caller, add_model
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from backline.dialects.application import build_application
-from backline.dialects.openapi.operations import OPERATIONS
 from backline.engine.engine import Engine
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.plugins.dialects.openapi.operations import OPERATIONS
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import TensorSpec
 
 
 def router_of(folder: Path) -> Any:
     engine = Engine()
     application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, folder))
-    return application.http._handler_of.__self__  # type: ignore[attr-defined]
+    return application.http.router  # type: ignore[attr-defined]
 
 
 def test_every_route_is_described_and_nothing_else(tmp_path: Path) -> None:

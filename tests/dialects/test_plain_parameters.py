@@ -10,7 +10,7 @@ import pytest
 from fake_models import Caller, NumpyQueue
 
 from backline.engine.engine import Engine
-from backline.engine.values.messages import InferRequest, SequenceStep
+from backline_client.values.messages import InferRequest, SequenceStep
 
 ROW = [0.0] * 16
 PARAMETERS = {
@@ -55,7 +55,7 @@ def as_infer(caller: Caller) -> None:
 
 
 def asked(caller: Caller) -> InferRequest:
-    queue = caller.engine.find("add1", "").queue
+    queue = caller.engine.find("add1", "").serving.queue
     assert isinstance(queue, NumpyQueue)
     (ticket,) = queue.seen
     return ticket.request

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_models import Caller, HttpAnswer
 
-from backline.engine.values.messages import SequenceStep
+from backline_client.values.messages import SequenceStep
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 
@@ -326,7 +326,7 @@ def test_parameters_reach_the_model(caller: Caller) -> None:
         "priority": 3,
     }
     assert caller.infer("add1", {"inputs": [json_input()], "parameters": parameters}).status == 200
-    request = caller.engine.find("add1").queue.seen[-1].request
+    request = caller.engine.find("add1").serving.queue.seen[-1].request
     assert request.priority == 3
     assert request.parameters == {"mood": "blue", "tempo": 120, "swing": 0.6, "loud": True}
     assert request.sequence == SequenceStep(7, start=True)
@@ -337,7 +337,7 @@ def test_the_timeout_in_microseconds_is_the_time_that_a_request_may_queue(
     caller: Caller, parameter: int, timeout: float | None
 ) -> None:
     caller.infer("add1", {"inputs": [json_input()], "parameters": {"timeout": parameter}})
-    request = caller.engine.find("add1").queue.seen[-1].request
+    request = caller.engine.find("add1").serving.queue.seen[-1].request
     assert (request.timeout, request.deadline) == (timeout, None)
 
 
@@ -571,7 +571,7 @@ def test_model_that_is_not_ready_is_503_with_retry_after(caller: Caller) -> None
 
 
 def test_full_queue_is_503_with_retry_after(caller: Caller) -> None:
-    caller.engine.find("add1").queue.full = True
+    caller.engine.find("add1").serving.queue.full = True
     answer = caller.infer("add1", {"inputs": [json_input()]})
     assert (answer.status, answer.fields[b"retry-after"], answer.error) == (
         503,
@@ -593,7 +593,7 @@ def test_unexpected_exception_goes_only_to_the_log(caller: Caller, caplog: pytes
 
 
 def test_answer_comes_when_the_model_has_run(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     request = caller.http("POST", "/v2/models/add1/infer", json.dumps({"inputs": [json_input()]}).encode())
     assert request.answer is None
@@ -602,7 +602,7 @@ def test_answer_comes_when_the_model_has_run(caller: Caller) -> None:
 
 
 def test_disconnect_cancels_the_request(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     request = caller.http("POST", "/v2/models/add1/infer", json.dumps({"inputs": [json_input()]}).encode())
     (asked,) = queue.held
@@ -613,7 +613,7 @@ def test_disconnect_cancels_the_request(caller: Caller) -> None:
 
 
 def test_no_cycle_keeps_a_request_alive(caller: Caller) -> None:
-    queue = caller.engine.find("add1").queue
+    queue = caller.engine.find("add1").serving.queue
     queue.hold()
     request = caller.http("POST", "/v2/models/add1/infer", json.dumps({"inputs": [json_input()]}).encode())
     gc.disable()

@@ -11,8 +11,8 @@ from backline.access.scope import Scope
 from backline.dialects.application import build_application
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
-from backline.engine.errors import NotFound
 from backline.wire.application import HttpRequest
+from backline_client.values.errors import NotFound
 
 #: The seconds of CPU time that one path may cost.
 MOST = 0.005
@@ -31,7 +31,7 @@ PATHS = {
 
 @pytest.fixture
 def router() -> Router:
-    router: Router = build_application(Engine()).http._handler_of.__self__  # type: ignore[attr-defined]
+    router: Router = build_application(Engine()).http.router  # type: ignore[attr-defined]
     return router
 
 

@@ -16,15 +16,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline import connect
-from backline.client.aio import AsyncClient
-from backline.client.options import ClientOptions
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import InvalidArgument, Unsupported
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, SequenceStep
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.sequences.state_store import MemoryStateStore
+from backline_client.client.aio import AsyncClient
+from backline_client.client.options import ClientOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument, Unsupported
+from backline_client.values.messages import InferRequest, SequenceStep
+from backline_client.values.tensor import Tensor
 from support.server import ServerProcess, serve
 
 VAD = """

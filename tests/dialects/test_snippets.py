@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.dialects.console.service import FOLDER
+from backline.plugins.dialects.console.service import FOLDER
 from support.tools import tool
 
 PROOF = "touch proof"

@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backline.dialects.open_inference.grpc.messages import GrpcReader
-from backline.engine.errors import BacklineError
-from backline.engine.values.datatypes import DataType
-from backline.protos import message
 from backline.wire.application import Buffer
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError
 
 CALLER = make_caller()
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)

@@ -9,6 +9,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+#: The distributions.
+CLIENT = ROOT / "packages/backline-client"
+SERVER = ROOT / "packages/backline"
 PAGES = (
     "README.md",
     "ARCHITECTURE.md",

@@ -9,16 +9,17 @@ from functools import cache
 
 import pytest
 
-from docs.pages import ROOT, code, prose, table
+from docs.pages import CLIENT, ROOT, SERVER, code, prose, table
 
-PACKAGE = ROOT / "src" / "backline"
+PACKAGE = SERVER / "src/backline"
+PACKAGES = (PACKAGE, CLIENT / "src/backline_client")
 PAGE = "ARCHITECTURE.md"
 _PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|toml|md))").fullmatch
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)?").fullmatch
 #: Methods of the protocol, served by the package but not defined in it.
 _RPC = {"ModelInfer", "ModelStreamInfer"}
 #: Code spans that are neither names nor files of the package.
-_OTHER = {"POST /v2/models/add1/infer", "src/backline/", "grpc-timeout", "make lint"}
+_OTHER = {"POST /v2/models/add1/infer", "grpc-timeout", "make lint"}
 
 
 @cache
@@ -27,7 +28,7 @@ def defined() -> tuple[set[str], dict[str, set[str]]]:
     names: set[str] = set()
     members: dict[str, set[str]] = defaultdict(set)
     bases: dict[str, set[str]] = defaultdict(set)
-    for path in PACKAGE.rglob("*.py"):
+    for path in (path for package in PACKAGES for path in package.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ClassDef):
                 names.add(node.name)
@@ -78,17 +79,17 @@ def test_every_name_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(_RPC))
 def test_every_method_is_in_the_protocol(name: str) -> None:
-    assert f"rpc {name}(" in (PACKAGE / "protos" / "inference.proto").read_text("utf-8")
+    assert f"rpc {name}(" in (CLIENT / "src/backline_client/protos/inference.proto").read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_file_exists(path: str) -> None:
-    assert (PACKAGE / path).exists() or (ROOT / path).exists()
+    assert any((folder / path).exists() for folder in (*PACKAGES, ROOT))
 
 
 @pytest.mark.parametrize(("name", "path"), PLACES)
 def test_every_name_is_defined_in_the_file_that_follows_it(name: str, path: str) -> None:
-    text = (PACKAGE / path).read_text("utf-8")
+    text = next(file for package in PACKAGES if (file := package / path).is_file()).read_text("utf-8")
 
     assert re.search(rf"^ *(class|def|async def) {name}\b|^{name}\b", text, re.MULTILINE)
 
@@ -103,4 +104,4 @@ def test_every_subfolder_is_listed() -> None:
     listed = {path.rstrip("/") for row in table(PAGE, "folder") for path in code(row["folder"])}
     within = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("*/*/__init__.py")}
 
-    assert listed == {path for path in within if not path.startswith(("cli/", "compat/"))}
+    assert listed == {path for path in within if not path.startswith("cli/")}

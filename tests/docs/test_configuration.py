@@ -12,18 +12,18 @@ import pytest
 from click.testing import CliRunner
 
 import backline
-from backline.backends import onnx_options
 from backline.cli import serve
 from backline.cli.serve import triton_options
-from backline.client.options import ClientOptions
 from backline.embedded import transport
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.protos import message
+from backline.plugins.runtimes.onnx import options as onnx_options
 from backline.repository import configuration
 from backline.repository.configuration import effects, native
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.walk import walk
+from backline_client.client.options import ClientOptions
+from backline_client.protos import message
+from backline_client.values.errors import InvalidArgument
 from docs.pages import code, read, table, tables
 
 PAGE = "docs/configuration.md"
@@ -203,7 +203,7 @@ def test_the_options_of_an_embedded_engine_are_listed() -> None:
 
 
 def test_the_client_accepts_every_listed_url() -> None:
-    from backline.client.address import Address
+    from backline_client.client.address import Address
 
     (rows,) = tables(PAGE, "URL")
     protocols = {Address.parse(url).protocol for row in rows for url in code(row["URL"])}
@@ -212,7 +212,7 @@ def test_the_client_accepts_every_listed_url() -> None:
 
 
 def test_every_client_error_is_listed() -> None:
-    from backline.client import errors
+    from backline_client.client import errors
 
     listed = {code(row["error"])[0] for row in table("docs/client.md", "error")}
 

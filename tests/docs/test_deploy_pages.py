@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable
 from contextlib import chdir
@@ -17,17 +18,18 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from backline.cli import image, serve, service
-from backline.client import AsyncClient, Client
-from backline.ray import Deployment, deployment
-from backline.ray.needs import read_needs
+from backline.cli import serve
+from backline.plugins.ray import Deployment, deployment
+from backline.plugins.ray.needs import read_needs
+from backline.plugins.tools.image import command as image
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
+from backline_client.client import AsyncClient, Client
 from docs.conftest import commands
-from docs.pages import ROOT, Block, blocks, read
+from docs.pages import ROOT, SERVER, Block, blocks, read
 from support import models
 from support.repositories import put
-from support.tools import run
+from support.tools import run, tool
 
 PAGES = sorted(path.name for path in (ROOT / "docs" / "deploy").glob("*.md"))
 CHART = ROOT / "deploy" / "helm" / "backline"
@@ -157,19 +159,25 @@ def _function(block: Block, folder: Path) -> None:
     assert callable(answer)
 
 
-def _user_service(block: Block, folder: Path) -> None:
-    """tests/cli/test_service.py runs them with a stand-in for systemctl; this checks their arguments."""
-    for line in commands(block):
-        program, verb, name, *arguments = shlex.split(line)
-        assert (program, verb) == ("backline", "service")
-        service.command.commands[name].make_context(name, arguments)
+def _user_unit(block: Block, folder: Path) -> None:
+    (started,) = (line for line in block.text.splitlines() if line.startswith("ExecStart="))
+    program, name, *arguments = shlex.split(started.removeprefix("ExecStart="))
+    (folder / "page.service").write_text(block.text.replace(program, "/bin/true"))
+    checked = subprocess.run(
+        [tool("systemd-analyze"), "verify", "--man=no", str(folder / "page.service")],
+        check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert (Path(program).name, name) == ("backline", "serve")
+    serve.command.make_context(name, arguments)
+    assert "page.service" not in checked.stderr, checked.stderr
 
 
 def _installation(block: Block, folder: Path) -> None:
     (line,) = commands(block)
     *pip, package = shlex.split(line)
     name, _, extras = package.removesuffix("]").partition("[")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((SERVER / "pyproject.toml").read_text())["project"]
 
     assert (pip, name) == (["pip", "install"], project["name"])
     assert set(extras.split(",")) <= project["optional-dependencies"].keys()
@@ -185,14 +193,14 @@ def _serve_command(block: Block, folder: Path) -> None:
 
 def _ray_deployment(block: Block, folder: Path) -> None:
     stand_in = create_autospec(deployment, return_value=create_autospec(Deployment, instance=True))
-    with patch("backline.ray.deployment", stand_in):
+    with patch("backline.plugins.ray.deployment", stand_in):
         exec(block.text, {})
 
     stand_in.assert_called_once()
 
 
 def _serve_scaler(block: Block, folder: Path) -> None:
-    with patch("backline.ray.ServeScaler.run") as run:
+    with patch("backline.plugins.ray.ServeScaler.run") as run:
         exec(block.text, {})
 
     run.assert_called_once()
@@ -224,7 +232,7 @@ CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
         _serve_scaler,
     ],
     "serverless.md": [_function, _function],
-    "systemd.md": [_environment, _user_service],
+    "systemd.md": [_environment, _user_unit],
 }
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from backline.cli.doctor.addresses import ADDRESSES
-from backline.cli.doctor.files import FILES
-from backline.cli.doctor.machine import MACHINE
-from backline.cli.doctor.repository import REPOSITORY
-from backline.cli.doctor.running import RUNNING
-from backline.cli.doctor.software import SOFTWARE
+from backline.plugins.tools.doctor.addresses import ADDRESSES
+from backline.plugins.tools.doctor.files import FILES
+from backline.plugins.tools.doctor.machine import MACHINE
+from backline.plugins.tools.doctor.repository import REPOSITORY
+from backline.plugins.tools.doctor.running import RUNNING
+from backline.plugins.tools.doctor.software import SOFTWARE
 from docs.pages import code, table
 
 

@@ -15,13 +15,13 @@ from msgspec.structs import asdict
 
 from backline.cli import serve
 from backline.dialects import input_plan, json_scan
-from backline.dialects.console import service as console
 from backline.dialects.open_inference import repository
 from backline.dialects.open_inference.grpc import wire_format
 from backline.dialects.open_inference.rest import generate
-from backline.dialects.plain import reader
 from backline.lifecycle.labels import labelling
-from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE
+from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE, QUEUE_SECONDS, SMALLEST_QUEUE
+from backline.plugins.dialects.console import service as console
+from backline.plugins.dialects.plain import reader
 from backline.wire.limits import Limits
 from docs.conftest import wait_until_loaded
 from docs.pages import code, read, table
@@ -86,7 +86,9 @@ def test_the_bounds_of_requests_are_listed() -> None:
 
 
 def test_the_default_queue_size_is_stated() -> None:
-    assert f"its own queue: {DEFAULT_QUEUE_SIZE} requests" in read(PAGE)
+    page = " ".join(read(PAGE).split())
+    assert f"in about {QUEUE_SECONDS:g} second," in page
+    assert f"but at least {SMALLEST_QUEUE} and at most {DEFAULT_QUEUE_SIZE}" in page
 
 
 def _get(url: str) -> tuple[int, str]:

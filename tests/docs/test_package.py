@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from backline import __version__
 from docs.conftest import wait_until_loaded
-from docs.pages import ROOT
+from docs.pages import CLIENT, ROOT, SERVER
 from support import models
 from support.server import serve
 from support.tools import tool
@@ -37,6 +37,8 @@ EXTRAS = {
     "lightgbm": "lightgbm",
     "catboost": "catboost",
     "skops": "sklearn",
+    "pandas": "pandas",
+    "pyarrow": "arrow",
     "yaml": "mlflow",
     "grpc": "grpc",
     "matplotlib": "plot",
@@ -54,26 +56,31 @@ EXTRAS = {
     "opentelemetry": "otel",
     "swift_f0": "demo",
 }
+#: The packages in the order in which a release builds them.
+PACKAGES = ("backline-client", "backline")
 #: Extras that install what other extras install alone, or in another build.
 SEVERAL = {"torchserve", "onnx-gpu"}
 
 
 @dataclass(frozen=True)
 class Packages:
-    """The source distribution of this tree, and the wheel that was built from it."""
+    """The source distribution of the server, and the wheels of the server and of the client."""
 
     sdist: Path
     wheel: Path
+    client: Path
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """Both packages, built as a release builds them."""
+    """The packages, built as a release builds them."""
     folder = tmp_path_factory.mktemp("packages")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
-    built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
-    assert built.returncode == 0, built.stderr
-    return Packages(next(folder.glob("*.tar.gz")), next(folder.glob("*.whl")))
+    for project in (CLIENT, SERVER):
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, project]
+        built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
+        assert built.returncode == 0, built.stderr
+    wheel, client = (next(folder.glob(f"{name}-[0-9]*.whl")) for name in ("backline", "backline_client"))
+    return Packages(next(folder.glob("backline-[0-9]*.tar.gz")), wheel, client)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +88,17 @@ def wheel(packages: Packages) -> zipfile.ZipFile:
     return zipfile.ZipFile(packages.wheel)
 
 
+def test_all_packages_have_one_version() -> None:
+    projects = [
+        tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (CLIENT, SERVER)
+    ]
+
+    assert [project["version"] for project in projects] == [__version__] * 2
+    assert f"backline-client=={__version__}" in projects[1]["dependencies"]
+
+
 def test_the_packages_have_the_version_of_the_code(packages: Packages) -> None:
+    assert packages.client.name == f"backline_client-{__version__}-py3-none-any.whl"
     assert packages.wheel.name == f"backline-{__version__}-py3-none-any.whl"
     assert packages.sdist.name == f"backline-{__version__}.tar.gz"
 
@@ -90,7 +107,13 @@ def test_the_sdist_contains_what_a_build_needs_and_no_tests(packages: Packages) 
     with tarfile.open(packages.sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
 
-    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "src/backline/py.typed"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "src/backline/py.typed",
+    } <= names
     assert {name.split("/")[0] for name in names if "/" in name} == {"src"}
 
 
@@ -132,17 +155,118 @@ def test_the_wheel_serves_in_a_bare_environment_that_was_installed_without_a_net
     assert _run(bare / "bin" / "backline", "--version", folder=tmp_path).split()[-1] == __version__
 
 
+def test_the_client_installs_alone_and_calls_over_http_and_grpc(packages: Packages, tmp_path: Path) -> None:
+    """What an application installs: nothing of the server, and few packages."""
+    names = zipfile.ZipFile(packages.client).namelist()
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"backline_client"}
+    assert {"backline_client/py.typed", "backline_client/protos/descriptors.binpb"} <= set(names)
+    uv = tool("uv")
+    _run(uv, "venv", "--quiet", "--python", sys.executable, "env", folder=tmp_path)
+    install = [uv, "pip", "install", "--quiet", "--python", "env"]
+    _run(*install, packages.client, folder=tmp_path)
+    listed = _run(uv, "pip", "list", "--quiet", "--python", "env", "--format", "freeze", folder=tmp_path)
+    assert {line.partition("==")[0] for line in listed.splitlines()} == {
+        "backline-client", "httptools", "msgspec", "numpy", "protobuf",
+    }  # fmt: skip
+    _run(*install, f"backline-client[grpc] @ {packages.client.as_uri()}", folder=tmp_path)
+    models.add1(tmp_path / "models")
+    ask = (
+        "import sys, numpy as np; from backline_client import connect\n"
+        "for url in sys.argv[1:]:\n"
+        "    with connect(url) as client:\n"
+        "        print(client['add1'](np.zeros((1, 16), 'float32'))['OUTPUT0'].max())\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] == 'backline']\n"
+        "try: connect('inproc:///models')['add1'].metadata()\n"
+        "except Exception as error: print(error)"
+    )
+
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        shown = _run(tmp_path / "env/bin/python", "-c", ask, server.url, server.grpc_url, folder=tmp_path)
+
+    assert shown.splitlines()[:2] == ["1.0", "1.0"]
+    assert "need the server's package: pip install backline" in shown
+
+
+RECORD_AND_DECODE = """
+import io, sys, av, numpy as np
+from backline.model import Audio
+
+sound = (np.sin(2 * np.pi * 440 * np.arange(44100) / 44100) / 2).astype(np.float32)
+file = io.BytesIO()
+with av.open(file, "w", format="ipod") as container:
+    track = container.add_stream("aac", rate=44100, layout="mono")
+    frame = av.AudioFrame.from_ndarray(sound[np.newaxis], format="fltp", layout="mono")
+    frame.sample_rate = 44100
+    container.mux([*track.encode(frame), *track.encode(None)])
+decoded = Audio[16000].decode(file.getvalue())
+print(round(np.abs(np.fft.rfft(decoded)).argmax() * 16000 / len(decoded), -1))
+"""
+
+
+@pytest.fixture(scope="module")
+def with_aac(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment into which the file of the wheel was installed with the extra aac."""
+    folder, uv = tmp_path_factory.mktemp("aac"), tool("uv")
+    _run(uv, "venv", "--quiet", "--python", sys.executable, "env", folder=folder)
+    wheels = (packages.client, f"{packages.wheel}[aac]")
+    _run(uv, "pip", "install", "--quiet", "--python", "env", *wheels, folder=folder)
+    return folder / "env"
+
+
+def test_a_recording_of_a_phone_needs_no_more_than_the_extra_aac(with_aac: Path, tmp_path: Path) -> None:
+    pitch = _run(with_aac / "bin" / "python", "-c", RECORD_AND_DECODE, folder=tmp_path)
+
+    assert float(pitch) == 440
+
+
+def test_an_image_gets_the_wheels_from_which_the_server_was_installed(
+    with_aac: Path, packages: Packages, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+
+    _run(with_aac / "bin" / "backline", "image", "build", "models", "--output", "image", folder=tmp_path)
+
+    wheels = {wheel.name: wheel.read_bytes() for wheel in (tmp_path / "image" / "wheels").iterdir()}
+    assert wheels == {wheel.name: wheel.read_bytes() for wheel in (packages.client, packages.wheel)}
+
+
 def test_a_release_builds_checks_and_publishes_these_packages() -> None:
     workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
     steps = [line.strip().removeprefix("- run: ") for line in workflow.splitlines() if "run:" in line]
 
-    assert "python -m build" in steps
+    assert [f"python -m build packages/{name} --outdir dist" for name in PACKAGES] == [
+        step for step in steps if step.startswith("python -m build")
+    ]
     assert any(step.startswith("pip install") and "dist/*.whl" in step for step in steps)
     assert "pypa/gh-action-pypi-publish@" in workflow
 
 
+def test_the_scripts_of_a_release_can_be_parsed() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    scripts = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+
+    assert len(scripts) >= 10
+    for script in scripts:
+        plain = re.sub(r"\$\{\{.*?\}\}", "value", script)
+        parsed = subprocess.run(["bash", "-n"], check=False, input=plain, capture_output=True, text=True)
+        assert parsed.returncode == 0, parsed.stderr
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    (script,) = (step["run"] for step in jobs["publish"]["steps"] if "notes.md" in step.get("run", ""))
+    log = "## [Unreleased]\n\nnothing\n\n## [1.2.3] - 2027-01-01\n\n- news\n\n## [1.2.2]\n\n- old\n"
+    (tmp_path / "CHANGELOG.md").write_text(log)
+    environment = {**os.environ, "GITHUB_REF_NAME": "v1.2.3"}
+
+    made = "\n".join(line for line in script.splitlines() if not line.startswith("gh "))
+    subprocess.run(["bash", "-ec", made], check=True, cwd=tmp_path, env=environment)
+
+    assert (tmp_path / "notes.md").read_text().split() == ["-", "news"]
+
+
 @pytest.mark.parametrize(
-    "name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/options.py"]
+    "name", ["py.typed", "cli/serve/options.py", "plugins/dialects/console/static/index.html"]
 )
 def test_the_wheel_contains_what_the_program_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert f"backline/{name}" in wheel.namelist()
@@ -252,7 +376,7 @@ def test_serve_imports_nothing_optional() -> None:
 
 
 def test_the_lock_file_has_every_dependency() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((SERVER / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     wanted = [
         Requirement(one) for one in (*project["dependencies"], *(one for extra in extras for one in extra))
@@ -268,7 +392,7 @@ def test_the_lock_file_has_every_dependency() -> None:
     missing = [  # run `make lock`
         str(one)
         for one in wanted
-        if one.name != "backline"
+        if not one.name.startswith("backline")
         and not all(
             one.specifier.contains(version) for version in locked.get(canonicalize_name(one.name), ["0"])
         )

@@ -13,13 +13,13 @@ import pytest
 
 from backline.dialects.application import build_application
 from backline.dialects.open_inference.grpc import stream
-from backline.engine import errors
 from backline.engine.engine import Engine
-from backline.engine.values.datatypes import DataType
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from backline.observe.scaling import STEADY
 from backline.server import ServerOptions
+from backline_client.values import errors
+from backline_client.values.datatypes import DataType
 from docs.pages import code, read, table, tables
 from support.server import ServerProcess
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from backline.client import connect
+from backline_client.client import connect
 from support.chromium import Page, chromium
 from support.console_models import ROOT, add_transcription, build
 from support.server import ServerProcess, serve

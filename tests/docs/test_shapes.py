@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import backline
-from backline.protos import message
 from backline.repository import configuration
 from backline.repository.configuration import native
 from backline.repository.listing import FileEntry, Listing
+from backline_client.protos import message
 from docs.pages import Block, blocks, code, table
 
 PAGE = "docs/shapes.md"

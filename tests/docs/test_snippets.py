@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 
 from docs.conftest import Workspace, commands
-from docs.pages import ROOT, Block, blocks, code, read
+from docs.pages import ROOT, SERVER, Block, blocks, code, read
 
 RUN = (
     "README.md",
@@ -143,7 +143,7 @@ def test_every_target_of_make_exists() -> None:
 
 
 def test_every_extra_exists() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((SERVER / "pyproject.toml").read_text())["project"]
     listed = {
         extra
         for command in _mentions("pip")
@@ -151,7 +151,7 @@ def test_every_extra_exists() -> None:
         for extra in names.split(",")
     }
 
-    assert listed == {"onnx", "grpc", "redis", "otel", "demo"}
+    assert listed == {"onnx", "grpc", "redis", "otel", "demo", "auth"}
     assert listed <= project["optional-dependencies"].keys()
 
 
@@ -161,7 +161,7 @@ def test_every_script_exists() -> None:
 
 
 def test_the_table_of_extras_is_complete() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((SERVER / "pyproject.toml").read_text())["project"]
     rows = re.findall(r"^\| `([\w-]+)` \| \S+", read("docs/installation.md"), re.MULTILINE)
 
     assert set(rows) == project["optional-dependencies"].keys()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import backline
-from backline.client.errors import ConnectionFailed
-from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline_client import Client
+from backline_client.client.errors import ConnectionFailed
+from backline_client.values.errors import InvalidArgument, NotFound, Unavailable
 from support import models
 from support.repositories import put
 from support.waiting import until
@@ -29,7 +30,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "models"
 
 
-def states(client: backline.client.Client) -> dict[str, str]:
+def states(client: Client) -> dict[str, str]:
     return {model.name: model.state for model in client.models()}
 
 

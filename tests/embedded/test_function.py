@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.client.errors import InvalidArgument, Unavailable
+from backline_client.client.errors import InvalidArgument, Unavailable
 from support import models
 from support.repositories import put
 from support.server import free_ports

@@ -11,7 +11,7 @@ import pytest
 from backends.served_models import need
 from backline.backends.yaml_document import read_yaml
 from backline.engine.document_limits import MAX_DOCUMENT, check_size, check_toml
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 
 DEEP = ".".join(["a"] * 2_000)
 

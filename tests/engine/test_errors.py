@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backline.engine.errors import LONGEST_MESSAGE, InvalidArgument
+from backline_client.values.errors import LONGEST_MESSAGE, InvalidArgument
 
 
 def test_a_message_that_quotes_megabytes_is_cut() -> None:

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.config.joining import Joining, JoiningCheck, Padding
-from backline.engine.errors import InvalidArgument
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 FP32 = DataType.FP32
 INPUTS = (TensorSpec("x", FP32, (-1, -1, -1)), TensorSpec("o", FP32, (-1, -1), optional=True))

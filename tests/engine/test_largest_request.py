@@ -18,9 +18,9 @@ from backline.engine.largest_request import (
     protobuf_size,
 )
 from backline.engine.model import Model, ModelState
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import Signature, TensorSpec
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import Signature, TensorSpec
 
 #: The numbers of FP64 and INT64 that take the most characters and bytes.
 LONGEST, LEAST = -2.2250738585072014e-308, -(2**63)

@@ -10,7 +10,7 @@ import pytest
 from backline.engine.latency_summaries import LatencySummaries, LatencySummary
 from backline.engine.statistics import ComputeTimes, ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest
+from backline_client.values.messages import InferRequest
 
 SECOND = 10**9
 #: Triton rotates its five windows every 12 seconds.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from time import perf_counter
 
-from backline.engine.values.tensor import in_pieces
+from backline_client.values.tensor import in_pieces
 
 
 async def test_the_event_loop_has_turns_between_pieces() -> None:

@@ -8,7 +8,7 @@ import sys
 CODE = """
 import sys
 from threading import Barrier, Thread
-from backline.protos import message, pool
+from backline_client.protos import message, pool
 
 sys.setswitchinterval(1e-6)
 start, found = Barrier(8), []

@@ -8,9 +8,9 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.engine.model import Model, ModelState
-from backline.engine.values.messages import InferRequest
+from backline.engine.model import Model, ModelState, Serving
+from backline_client.values.errors import InvalidArgument, NotFound, Unavailable
+from backline_client.values.messages import InferRequest
 
 
 def add(engine: Engine, name: str, version: str = "1") -> Model:
@@ -84,7 +84,7 @@ def test_models_are_sorted_by_name_and_then_by_version() -> None:
 def test_a_version_that_serves_only_its_open_sequences_is_listed_once() -> None:
     engine = Engine()
     model = add(engine, "one")
-    model.sequences = NoSequences()
+    model.serving = Serving(model.serving.check, model.serving.queue, NoSequences())
     model.state = ModelState.UNLOADING
     engine.refresh()
     assert engine.versions("one") == [model]

@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from backline.engine.errors import InvalidArgument
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 FIXED = Signature((TensorSpec("x", DataType.FP32, (-1, 16)),), (TensorSpec("y", DataType.FP32, (-1, 16)),))
 VARYING = Signature(

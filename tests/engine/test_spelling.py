@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from backline.engine.spelling import nearest
+from backline_client.values.spelling import nearest
 
 OPTIONS = [
     "--host",

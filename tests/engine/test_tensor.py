@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor, decode_tensor, encode_tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.tensor import Tensor, decode_tensor, encode_tensor
 
 NUMBERS = [datatype for datatype in DataType if datatype is not DataType.BYTES]
 

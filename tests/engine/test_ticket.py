@@ -9,7 +9,6 @@ from contextlib import suppress
 
 import pytest
 
-from backline.engine.errors import BacklineError, DeadlineExceeded, Internal
 from backline.engine.ticket import (
     CANCELLED,
     DONE,
@@ -26,7 +25,8 @@ from backline.engine.ticket import (
     TicketState,
     start_all,
 )
-from backline.engine.values.messages import InferRequest, InferResponse
+from backline_client.values.errors import BacklineError, DeadlineExceeded, Internal
+from backline_client.values.messages import InferRequest, InferResponse
 
 ENDS = {DONE, CANCELLED, EXPIRED}
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import tritonclient.http as tritonclient
 
-from backline.engine.errors import InvalidArgument
 from backline.environments import packed
 from backline.environments.packed import packed_environment
 from backline.system.archive_limits import UnpackLimits
+from backline_client.values.errors import InvalidArgument
 from support.repositories import put
 from support.server import serve
 

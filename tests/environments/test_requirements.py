@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.environments.requirements import (
     OWN_PYTHON,
     Requirements,
     find_requirements,
     python_choices,
 )
+from backline_client.values.errors import InvalidArgument
 from support.repositories import put
 
 PROJECT = '[project]\nname = "model"\nversion = "0"\nrequires-python = ">=3.12"\ndependencies = ["tinydb"]\n'

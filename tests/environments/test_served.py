@@ -12,7 +12,7 @@ import pytest
 import tritonclient.http as tritonclient
 
 import backline
-from backline.engine.errors import BacklineError
+from backline_client.values.errors import BacklineError
 from environments.interpreters import another_python
 from support.packages import NEW_NUMPY, OLD_NUMPY
 from support.repositories import put

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.environments import store as stores
 from backline.environments.requirements import Requirements, find_requirements
 from backline.environments.store import Environments, User
 from backline.environments.uv import Uv, UvFailed, cause
-from backline.system.file_lock import open_lock
+from backline_client.system.file_lock import open_lock
+from backline_client.values.errors import BacklineError, Internal, Unavailable
 from support.repositories import put
 from support.waiting import until
 

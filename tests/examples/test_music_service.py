@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from findings import QUESTIONS, analyse
 
-from backline.client.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
+from backline_client.client.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
 from docs.conftest import Workspace, wait_until_loaded
 from docs.pages import ROOT, blocks
 from support.server import free_ports

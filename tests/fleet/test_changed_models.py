@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import connect
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
-from backline.fleet import description
+from backline.plugins.fleet import description
+from backline_client.client import connect
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import start, submit
 from support.repositories import put
 from support.server import free_ports, serve

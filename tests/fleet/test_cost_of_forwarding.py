@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import uvloop
 
-from backline.client.http_codec import encode_infer
-from backline.client.http_transport import INFER_HEAD
-from backline.client.transport import InferCall
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import Server, ServerOptions
+from backline_client.client.http_codec import encode_infer
+from backline_client.client.http_transport import INFER_HEAD
+from backline_client.client.transport import InferCall
+from backline_client.values.datatypes import DataType
+from backline_client.values.tensor import Tensor
 from support import models
 from support.calls import CallCounter
 from support.repositories import put

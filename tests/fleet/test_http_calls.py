@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.client import http_transport
-from backline.client.address import Address
-from backline.client.balanced_transport import BalancedTransport
-from backline.client.errors import (
+from backline_client.client import http_transport
+from backline_client.client.address import Address
+from backline_client.client.balanced_transport import BalancedTransport
+from backline_client.client.errors import (
     ConnectionFailed,
     ConnectionLost,
     DeadlineExceeded,
     InvalidArgument,
     ProtocolError,
 )
-from backline.client.http_connection import HttpConnection
-from backline.client.http_transport import HttpTransport
-from backline.client.options import ClientOptions
-from backline.client.transport import InferCall, Sending
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse
-from backline.engine.values.tensor import Tensor
-from backline.system.busy_poll import BusyPoll
+from backline_client.client.http_connection import HttpConnection
+from backline_client.client.http_transport import HttpTransport
+from backline_client.client.options import ClientOptions
+from backline_client.client.transport import InferCall, Sending
+from backline_client.system.busy_poll import BusyPoll
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferResponse
+from backline_client.values.tensor import Tensor
 
 Answer = Callable[[int, bytes, asyncio.StreamWriter], Awaitable[None]]
 
@@ -166,7 +166,7 @@ async def test_the_busy_poll_learns_when_answers_arrive() -> None:
         made.start(1)
         await made.values()
 
-        assert made.poll.arrived
+        assert made.poll._arrived
 
 
 async def test_a_call_that_is_abandoned_closes_its_connection_and_reports_nothing() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import Client, connect
-from backline.client.errors import Internal
+from backline_client.client import Client, connect
+from backline_client.client.errors import Internal
 from support.repositories import put
 from support.server import serve
 

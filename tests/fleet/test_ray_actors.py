@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from backline.engine.errors import Unavailable
 from backline.schedule.sequences.state_store import StateKey
+from backline_client.values.errors import Unavailable
 
 ray = pytest.importorskip("ray")
 
-from backline.ray import controller as controller_module  # noqa: E402
-from backline.ray.controller import Controller  # noqa: E402
-from backline.ray.plan import ReplicaMember  # noqa: E402
-from backline.ray.states import RayStateStore  # noqa: E402
+from backline.plugins.ray import controller as controller_module  # noqa: E402
+from backline.plugins.ray.controller import Controller  # noqa: E402
+from backline.plugins.ray.plan import ReplicaMember  # noqa: E402
+from backline.plugins.ray.states import RayStateStore  # noqa: E402
 
 KEY = StateKey("m", "1", 1)
 

@@ -20,10 +20,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.access.keys import hash_key
-from backline.client import connect, connect_async
-from backline.client.errors import BacklineError, InvalidArgument, PermissionDenied, Unavailable
-from backline.ray import Deployment, ServeScaler, deployment
-from backline.ray.deployment import open_ports_warning
+from backline.plugins.ray import Deployment, ServeScaler, deployment
+from backline.plugins.ray.deployment import open_ports_warning
+from backline_client.client import connect, connect_async
+from backline_client.client.errors import BacklineError, InvalidArgument, PermissionDenied, Unavailable
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
 
@@ -252,7 +252,9 @@ def test_a_cluster_that_asks_for_no_token_causes_a_warning(cluster: Cluster) -> 
 
 
 def test_a_cluster_with_a_token_causes_no_warning() -> None:
-    program = "from backline.ray.deployment import open_ports_warning; print(repr(open_ports_warning()))"
+    program = (
+        "from backline.plugins.ray.deployment import open_ports_warning; print(repr(open_ports_warning()))"
+    )
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t0ken" * 8}
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True

@@ -10,12 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from backline.cli.serve.engine import RayOptions, in_front
-from backline.client import ray_directory
-from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
-from backline.ray.front import Front, RemoteRepository
-from backline.ray.spec import replica_options
+from backline.plugins.ray.front import Front, RemoteRepository
+from backline.plugins.ray.spec import replica_options
 from backline.server import ServerOptions
+from backline_client.client import ray_directory
+from backline_client.values.errors import InvalidArgument
 
 ALL = [("a", "1"), ("a", "2"), ("b", "1"), ("c", "7")]
 

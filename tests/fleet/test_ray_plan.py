@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
-from backline.ray.plan import ReplicaMember, ShardTarget, Steps, next_steps, wanted_replicas
-from backline.ray.spec import ReplicaSpec, ReplicaState, replica_options
+from backline.plugins.ray.plan import ReplicaMember, ShardTarget, Steps, next_steps, wanted_replicas
+from backline.plugins.ray.spec import ReplicaSpec, ReplicaState, replica_options
 from backline.server import ServerOptions
 from backline.wire.tls import TlsFiles
+from backline_client.values.errors import InvalidArgument
 
 
 def state(desired: float = 1.0, *, models: str = "", ready: bool = True) -> ReplicaState:

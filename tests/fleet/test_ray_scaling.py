@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from backline.client import ray_directory
-from backline.client.errors import InvalidArgument, PermissionDenied, Unavailable
-from backline.client.ray_directory import ReplicaDirectory
 from backline.observe.scaling import ScalingSignal
-from backline.ray import ServeScaler
-from backline.ray.scaling import serve_replicas
+from backline.plugins.ray import ServeScaler
+from backline.plugins.ray.scaling import serve_replicas
+from backline_client.client import ray_directory
+from backline_client.client.errors import InvalidArgument, PermissionDenied, Unavailable
+from backline_client.client.ray_directory import ReplicaDirectory
 from support.web import Page, WebServer
 
 

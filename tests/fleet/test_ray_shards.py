@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
-from backline.ray.deployment import divided
-from backline.ray.needs import read_needs
-from backline.ray.shards import ModelNeed, Shard, place
-from backline.ray.spec import ReplicaSpec, replica_options
+from backline.plugins.ray.deployment import divided
+from backline.plugins.ray.needs import read_needs
+from backline.plugins.ray.shards import ModelNeed, Shard, place
+from backline.plugins.ray.spec import ReplicaSpec, replica_options
 from backline.server import ServerOptions
+from backline_client.values.errors import InvalidArgument
 from support.repositories import put
 
 IDENTITY = """backend: "identity" max_batch_size: 8

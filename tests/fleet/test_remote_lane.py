@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.backends.backend import RemoteModel
-from backline.client import Client, connect, connect_async
-from backline.client.errors import BacklineError, DeadlineExceeded, InvalidArgument
-from backline.engine.errors import Cancelled
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest
-from backline.fleet.description import open_remote
-from backline.fleet.lane import RemoteLane
+from backline.plugins.fleet.backend import RemoteModel
+from backline.plugins.fleet.description import open_remote
+from backline.plugins.fleet.lane import RemoteLane
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
+from backline_client.client import Client, connect, connect_async
+from backline_client.client.errors import BacklineError, DeadlineExceeded, InvalidArgument
+from backline_client.values.errors import Cancelled
+from backline_client.values.messages import InferRequest
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, free_ports, metrics_page, serve

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from backline.client import grpc_codec
-from backline.client.address import Address
-from backline.client.balanced_transport import BalancedTransport
-from backline.client.errors import (
+from backline.plugins.fleet.rpc_call import RpcStream
+from backline.plugins.fleet.rpc_connection import RpcConnection
+from backline.plugins.fleet.rpc_transport import RpcTransport, timeout_field
+from backline.wire.http2 import frames
+from backline.wire.http2.frames import OUR_STREAM_WINDOW
+from backline_client.client import grpc_codec
+from backline_client.client.address import Address
+from backline_client.client.balanced_transport import BalancedTransport
+from backline_client.client.errors import (
     BacklineError,
     ConnectionFailed,
     ConnectionLost,
@@ -26,19 +31,14 @@ from backline.client.errors import (
     ProtocolError,
     Unavailable,
 )
-from backline.client.http_transport import HttpTransport
-from backline.client.options import ClientOptions
-from backline.client.transport import InferCall, Transport
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse
-from backline.engine.values.tensor import Buffer, Tensor
-from backline.fleet.rpc_call import RpcStream
-from backline.fleet.rpc_connection import RpcConnection
-from backline.fleet.rpc_transport import RpcTransport, timeout_field
-from backline.protos import message
-from backline.system.busy_poll import BusyPoll
-from backline.wire.http2 import frames
-from backline.wire.http2.frames import OUR_STREAM_WINDOW
+from backline_client.client.http_transport import HttpTransport
+from backline_client.client.options import ClientOptions
+from backline_client.client.transport import InferCall, Transport
+from backline_client.protos import message
+from backline_client.system.busy_poll import BusyPoll
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferResponse
+from backline_client.values.tensor import Buffer, Tensor
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
 

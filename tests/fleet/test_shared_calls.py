@@ -13,23 +13,29 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from backline.client import connect
-from backline.client.balanced_transport import BalancedTransport
-from backline.client.grpc_codec import InferCodec
-from backline.client.transport import InferCall
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError, DeadlineExceeded, Forbidden, Internal, InvalidArgument
 from backline.engine.ticket import Ticket, unsubmitted
 from backline.engine.tracing import Trace
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse, SequenceStep
-from backline.engine.values.signature import Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
-from backline.fleet import sequence_holders
-from backline.fleet.description import DescriptionWatch
-from backline.fleet.remote_check import RemoteCheck
-from backline.fleet.sequence_holders import HolderCheck, RemoteSequences
-from backline.protos import message
+from backline.plugins.fleet import sequence_holders
+from backline.plugins.fleet.description import DescriptionWatch
+from backline.plugins.fleet.remote_check import RemoteCheck
+from backline.plugins.fleet.sequence_holders import HolderCheck, RemoteSequences
+from backline_client.client import connect
+from backline_client.client.balanced_transport import BalancedTransport
+from backline_client.client.grpc_codec import InferCodec
+from backline_client.client.transport import InferCall
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import (
+    BacklineError,
+    DeadlineExceeded,
+    Forbidden,
+    Internal,
+    InvalidArgument,
+)
+from backline_client.values.messages import InferRequest, InferResponse, SequenceStep
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 from support import models
 from support.embedded import AwaitedTicket, start
 from support.repositories import put
@@ -523,9 +529,7 @@ async def test_a_call_that_nobody_waits_for_is_withdrawn(tmp_path: Path, behind:
 
 
 def calls_in_flight(program: Embedded, model: str) -> int:
-    queue = program.engine.find(model).queue
-    assert queue is not None, "the model is loaded"
-    return queue.running
+    return program.engine.find(model).serving.queue.running
 
 
 async def test_a_server_that_is_gone_fails_every_request_of_a_call_once(tmp_path: Path) -> None:

@@ -43,7 +43,6 @@ from backline.embedded.embedded import Embedded
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.observe.metrics import Metrics
-from backline.protos import message
 from backline.schedule.cache.config import LocalOptions
 from backline.schedule.cache.queue import CachedInstances
 from backline.schedule.scheduler import Scheduler
@@ -52,6 +51,7 @@ from backline.wire.connection import Wire
 from backline.wire.limits import Limits
 from backline.wire.sniffer import Sniffer
 from backline.workers.batch import Batch
+from backline_client.protos import message
 from conformance.h2probe import (
     DATA,
     GOAWAY,

@@ -19,7 +19,7 @@ from backline.backends.backend import LoadOptions, gpus_of
 from backline.backends.registry import choose
 from backline.backends.runtime import cuda_gpus
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.values.device import Device
+from backline.engine.device import Device
 from support.networks import FLOAT, build, floats, node
 from support.server import ServerProcess, serve
 
@@ -143,7 +143,7 @@ def test_the_configuration_shows_the_gpu(server: ServerProcess, network: str) ->
 def test_an_onnx_session_uses_cuda(reasons: dict[str, str], tmp_path: Path) -> None:
     if reasons["onnx"]:
         pytest.skip(reasons["onnx"])
-    from backline.backends.onnxruntime import OnnxRuntime
+    from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 
     put_onnx(tmp_path / "model.onnx")
     model = OnnxRuntime().load(tmp_path / "model.onnx", ModelConfig("m"), LoadOptions(Device("gpu", 0)))
@@ -160,7 +160,7 @@ def test_the_weights_of_an_exported_program_are_on_the_gpu(
         pytest.skip(reasons[name])
     import torch
 
-    from backline.backends.pytorch_programs import load_exported, load_script, moving
+    from backline.plugins.runtimes.pytorch.programs import load_exported, load_script, moving
 
     path = tmp_path / FORMATS[name][1]
     put_torch(path)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from backline.backends.registry import FORMATS
-from backline.engine.control import Change
 from backline.engine.engine import Engine
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
 from backline.repository.local import LocalRepository
+from backline_client.values.control import Change
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 
 
 class Home:

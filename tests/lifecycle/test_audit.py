@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import Attempt, Change
-from backline.engine.errors import InvalidArgument
 from backline.lifecycle import audit_log
 from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.audit_thread import AuditThread
-from backline.system.file_lock import edited
+from backline_client.system.file_lock import edited
+from backline_client.values.control import Attempt, Change
+from backline_client.values.errors import InvalidArgument
 
 
 def change(number: int, model: str = "m", **more: str) -> Change:

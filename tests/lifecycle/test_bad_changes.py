@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from backline.engine.control import LabelMove
-from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.labels.store import open_labels
+from backline_client.values.control import LabelMove
+from backline_client.values.errors import Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 from support.labels import move
 from support.repositories import unprivileged_folder

@@ -7,9 +7,9 @@ from collections.abc import Collection, Hashable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.errors import Unavailable
-from backline.engine.values.device import CPU, Device
+from backline.engine.device import CPU, Device
 from backline.lifecycle.memory.room import Demand, Shortage, Tenant, idle_too_long, make_room
+from backline_client.values.errors import Unavailable
 
 MIB = 1 << 20
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from backline.engine.config.model_config import EnsembleStep, ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import Unavailable
 from backline.engine.model import Model
 from backline.lifecycle.call_graph import CallGraph, Node, Wait, called
+from backline_client.values.errors import Unavailable
 
 NODES = [(name, "1") for name in "abcde"]
 NODE = st.sampled_from(NODES)

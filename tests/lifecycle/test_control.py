@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import LabelMove, Overrides
-from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.wanted import Target
 from backline.repository.local import LocalRepository
+from backline_client.values.control import LabelMove, Overrides
+from backline_client.values.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 
 Homes = Callable[..., Any]
@@ -58,11 +58,11 @@ NAMES_OF_NO_MODEL = [
     [
         (
             "poll",
-            "explicit model load / unload is not allowed if polling is enabled: this server's mode is poll, ",
+            "explicit model load / unload is not allowed if polling is enabled: this server's mode is poll; ",
         ),
         (
             "none",
-            "models cannot be loaded or unloaded by request: this server's mode is none, so it serves .*; ",
+            "explicit model load / unload is not allowed if polling is enabled: this .* mode is none, .*; ",
         ),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_failed_load_ends_readiness_where_asked_for(home: Homes, repository: P
         (repository / "unreadable").mkdir()
         (repository / "unreadable" / "config.pbtxt").write_text("max_batch_sise: 4")
         options: dict[str, Any] = {"mode": "explicit", "load_models": ("serving",)}
-        async with home(repository, failed_loads_end_readiness=True, **options) as server:
+        async with home(repository, control_as_triton=True, **options) as server:
             with pytest.raises(InvalidArgument, match="max_batch_sise"):
                 await server.lifecycle.load("unreadable", who=WHO)
             assert server.engine.ready
@@ -476,7 +476,7 @@ def test_only_leftovers_of_killed_servers_are_removed_at_start(
     content = (tmp_path / "other" / "add1" / "1" / "model.onnx").read_bytes()
     killed = """
 import os, signal
-from backline.engine.control import Overrides
+from backline_client.values.control import Overrides
 from backline.lifecycle.overriding import OverridingFiles
 OverridingFiles()._write("m", "{}", Overrides("{}", {"1/model.onnx": b"x"}))
 os.kill(os.getpid(), signal.SIGKILL)

@@ -16,16 +16,16 @@ from onnx import TensorProto, helper
 from backline.embedded.embedded import Embedded
 from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model, ModelState, Serving
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, SequenceStep
-from backline.engine.values.signature import Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
-from backline.lifecycle.composed import with_media
+from backline.lifecycle.composed import with_kinds
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
+from backline_client.values.messages import InferRequest, SequenceStep
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.reading import floats
 from support.reading import put as put_model
@@ -187,8 +187,8 @@ async def test_ensembles_that_call_each_other_are_refused_with_the_cycle(
 
     for name in names:
         assert program.engine.find(name).state is ModelState.UNAVAILABLE
-        assert "cycle" in program.engine.find(name).reason
-    assert " -> ".join(f"'{name}'" for name in (*names, names[0])) in program.engine.find("round").reason
+        assert "circular dependency between ensembles: " in program.engine.find(name).reason
+    assert " -> ".join((*names, names[0])) in program.engine.find("round").reason
     await program.stop()
 
 
@@ -199,7 +199,9 @@ async def test_a_change_that_would_close_a_cycle_is_refused_and_the_old_keeps_se
 
     shutil.rmtree(chain / "first")
     ensemble(chain, "first", step("chain", "x", "z", names=("x", "z")))
-    with pytest.raises(InvalidArgument, match="'first' -> 'chain' -> 'first'"):
+    with pytest.raises(
+        InvalidArgument, match="circular dependency between ensembles: first -> chain -> first"
+    ):
         await control.load("first", who="test")
 
     assert await value_of(program, "chain") == 11
@@ -211,8 +213,8 @@ class Seen:
 
     def __init__(self, program: Embedded, name: str) -> None:
         model = program.engine.find(name)
-        self._queue = model.queue
-        model.queue = self
+        self._queue = model.serving.queue
+        model.serving = Serving(model.serving.check, self)
         self.tickets: list[Ticket] = []
         self.held: asyncio.Event | None = None
 
@@ -392,6 +394,102 @@ async def test_in_a_namespace_an_ensemble_appears_with_the_model_its_repository_
     await program.stop()
 
 
+async def test_a_name_of_two_repositories_is_refused_as_ambiguous(tmp_path: Path) -> None:
+    for name, number in (("blue", 1.0), ("green", 100.0)):
+        adder(tmp_path / name, "first", number)
+    (tmp_path / "red").mkdir()
+    ensemble(tmp_path / "red", "chain", step("first", "x", "z"))
+    options = LifecycleOptions(namespacing=True, state_folder=tmp_path / "state")
+    program = Embedded([tmp_path / name for name in ("blue", "green", "red")], options)
+    await program.start()
+
+    text = (
+        r"There are 2 identifiers of model 'first' in global map, model namespace must be provided to resolve"
+        r" ambiguity\. Name the repository too: 'blue\.first' or 'green\.first'"
+    )
+    with pytest.raises(InvalidArgument, match=text):
+        await value_of(program, "first")
+    assert "contains models that are not available or ambiguous: first. There are 2" in (
+        program.engine.find("chain").reason
+    )
+    await program.stop()
+
+
+async def test_an_ensemble_loaded_by_request_calls_the_model_of_its_own_repository_once_that_is_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("blue", "green"):
+        (tmp_path / name).mkdir()
+    adder(tmp_path / "blue", "first", 1.0)
+    ensemble(tmp_path / "green", "chain", step("first", "x", "z"))
+    options = LifecycleOptions(mode="explicit", namespacing=True, state_folder=tmp_path / "state")
+    program = Embedded([tmp_path / "blue", tmp_path / "green"], options)
+    await program.start()
+    control = program.engine.control
+    assert control is not None
+    await control.load("chain", who="test")
+    assert await value_of(program, "chain") == 1
+
+    adder(tmp_path / "green", "first", 100.0)
+    await control.load("green.first", who="test")
+
+    assert await value_of(program, "chain") == 100
+    assert (await value_of(program, "blue.first"), await value_of(program, "green.first")) == (1, 100)
+    async with asyncio.timeout(10):
+        while "first" in program.engine.names():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    with pytest.raises(InvalidArgument, match="resolve ambiguity"):
+        await value_of(program, "first")
+    with pytest.raises(InvalidArgument, match=r"failed to load 'first'.*resolve ambiguity"):
+        await control.load("first", who="test")
+    assert "ensemble 'chain': its repository" in caplog.text
+    await program.stop()
+
+
+async def test_a_warning_says_that_an_ensemble_now_calls_the_model_of_another_repository(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, number in (("blue", 1.0), ("green", 100.0)):
+        adder(tmp_path / name, "first", number)
+    ensemble(tmp_path / "blue", "chain", step("first", "x", "z"))
+    options = LifecycleOptions(mode="poll", namespacing=True, state_folder=tmp_path / "state")
+    program = Embedded([tmp_path / "blue", tmp_path / "green"], options)
+    await program.start()
+    assert await value_of(program, "chain") == 1
+
+    shutil.rmtree(tmp_path / "blue" / "first")
+    assert program.engine.control is not None
+    await program.engine.control.refresh()
+
+    assert await value_of(program, "chain") == 100
+    assert (
+        f"ensemble 'chain': its repository '{tmp_path / 'blue'}' no longer has a model 'first', so its step"
+        " calls 'first' and no longer 'blue.first'"
+    ) in caplog.text
+    await program.stop()
+
+
+CALLER = """
+from backline.model import FP32, Models
+
+def NAME(x: FP32[-1, -1], models: Models) -> FP32[-1, -1]:
+    return models["first"](x=x)["y"]
+"""
+
+
+async def test_in_a_namespace_a_python_model_calls_the_model_of_its_own_repository(tmp_path: Path) -> None:
+    for name, number, caller in (("blue", 1.0, "asking"), ("green", 100.0, "calling")):
+        adder(tmp_path / name, "first", number)
+        (tmp_path / name / caller / "1").mkdir(parents=True)
+        (tmp_path / name / caller / "1" / "model.py").write_text(CALLER.replace("NAME", caller))
+    options = LifecycleOptions(namespacing=True, state_folder=tmp_path / "state")
+    program = Embedded([tmp_path / "blue", tmp_path / "green"], options)
+    await program.start()
+
+    assert (await value_of(program, "asking"), await value_of(program, "calling")) == (1, 100)
+    await program.stop()
+
+
 def test_an_ensemble_takes_the_kind_of_file_that_its_step_takes() -> None:
     engine = Engine()
     model = Model("pitch", "1", ModelConfig("pitch"), state=ModelState.READY)
@@ -401,7 +499,7 @@ def test_an_ensemble_takes_the_kind_of_file_that_its_step_takes() -> None:
     steps = Ensemble((EnsembleStep("pitch", "", {"sound": "song", "text": "title"}, {}),))
     inputs = (replace(text, name="title"), replace(sound, name="song"))
 
-    found = with_media(Signature(inputs, ()), engine, steps)
+    found = with_kinds(Signature(inputs, ()), engine, steps)
 
     assert [(spec.name, spec.media) for spec in found.inputs] == [("title", ""), ("song", "audio")]
 

@@ -15,12 +15,12 @@ import pytest
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.device import Gpus
+from backline.engine.device import Gpus
 from backline.lifecycle.memory import gpu_budgets
 from backline.lifecycle.memory.gpu_budgets import GpuBudgets, ReadGpus
 from backline.lifecycle.memory.meter import HeldMemory, LoadMeter
 from backline.lifecycle.memory.needs import LoadKind, Needs, load_kind
+from backline_client.values.errors import InvalidArgument
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -115,7 +115,7 @@ def test_a_version_on_the_gpu_is_evicted_for_another(
     async def scenario() -> None:
         async with home(repository, gpu_memory_budget=("1GiB",)) as server:
             for name, other in (("first", "second"), ("second", "first"), ("first", "second")):
-                await server.engine.find(name).wake()
+                await server.engine.find(name).serving.wake()
                 assert server.states(name) == {"1": "READY"}
                 assert server.states(other) == {"1": "ON_DEMAND"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import threading
@@ -11,15 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToDict
 
-from backline.engine.errors import InvalidArgument, NotFound
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
+from backline.dialects.open_inference.configuration import model_configuration
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
+from backline_client.values.control import Overrides
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument, NotFound
+from backline_client.values.messages import InferRequest, SequenceStep
+from backline_client.values.tensor import Tensor
 from support import models
 
 Homes = Callable[..., Any]
@@ -217,25 +222,147 @@ def test_workers_that_cannot_start_leave_the_others_serving(
     asyncio.run(scenario())
 
 
-def test_workers_that_remember_sequences_keep_their_number_until_the_next_load(
-    home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def scenario() -> None:
-        (repository / "python" / "1").mkdir(parents=True)
-        (repository / "python" / "1" / "model.py").write_text(PYTHON)
-        sequences = "sequence_batching { oldest { max_candidate_sequences: 4 } }"
-        configure(repository, f"instance_group {{ count: 1 }} {sequences}", model="python")
-        async with home(repository, mode="poll") as server:
-            model = server.engine.find("python")
-            configure(repository, f"instance_group {{ count: 2 }} {sequences}", model="python")
-            await server.lifecycle.refresh()
-            assert (server.engine.find("python"), model.placement.instances) == (model, 1)
-            assert (
-                "model 'python' version 1 keeps running in 1 worker process: the new instance_group takes"
-                " effect at" in caplog.text
-            )
+COUNTING = """
+import os
+import time
+import numpy as np
+from backline.model import INT64, Request
 
-    asyncio.run(scenario())
+class Model:
+    def load(self):
+        time.sleep(0.3)
+        self.counts = {}
+
+    def predict(self, x: int, request: Request) -> INT64[2]:
+        self.counts[request.sequence] = self.counts.get(request.sequence, 0) + x
+        return np.array([self.counts[request.sequence], os.getpid()])
+"""
+SEQUENCES = (
+    "sequence_batching { oldest { max_candidate_sequences: 4 } max_sequence_idle_microseconds: 60000000 }"
+)
+
+
+def step_in(number: int, *, start: bool = False, end: bool = False) -> InferRequest:
+    return msgspec.structs.replace(request(), sequence=SequenceStep(number, start=start, end=end))
+
+
+async def test_the_number_of_workers_that_remember_sequences_changes_while_sequences_are_open(
+    home: Homes, repository: Path
+) -> None:
+    (repository / "python" / "1").mkdir(parents=True)
+    (repository / "python" / "1" / "model.py").write_text(COUNTING)
+    configure(repository, f"instance_group {{ count: 1 }} {SEQUENCES}", model="python")
+    async with home(repository, mode="explicit", load_models=("python",)) as server:
+        model = server.engine.find("python")
+
+        async def count(number: int, **flags: bool) -> tuple[int, int]:
+            response = await server.engine.infer(step_in(number, **flags))
+            total, pid = response.outputs[0].data
+            return int(total), int(pid)
+
+        first = [(await count(number, start=True))[1] for number in (1, 2)]
+        configure(repository, f"instance_group {{ count: 3 }} {SEQUENCES}", model="python")
+        await server.lifecycle.load("python", who="Ada")
+        assert (server.engine.find("python"), model.placement.instances) == (model, 3)
+        assert [await count(number) for number in (1, 2)] == [(2, first[0]), (2, first[1])]
+        others = [(await count(number, start=True))[1] for number in range(3, 7)]
+        assert len({*first, *others}) == 3
+
+        configure(repository, f"instance_group {{ count: 1 }} {SEQUENCES}", model="python")
+        await server.lifecycle.load("python", who="Ada")
+        assert model.placement.instances == 1
+        pids = [*first, *others]
+        assert [await count(number) for number in range(1, 7)] == [
+            (3 if number < 3 else 2, pids[number - 1]) for number in range(1, 7)
+        ]
+        for number in range(1, 7):
+            await count(number, end=True)
+        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in set(pids) - {first[0]}))
+        assert (await count(9, start=True, end=True))[1] == first[0]
+        assert server.engine.loads["python"].succeeded == 1
+
+
+async def test_a_load_answers_when_the_new_instances_serve(home: Homes, repository: Path) -> None:
+    (repository / "python" / "1").mkdir(parents=True)
+    (repository / "python" / "1" / "model.py").write_text("import time\ntime.sleep(0.3)\n" + PYTHON)
+    configure(repository, "instance_group { count: 1 }", model="python")
+    async with home(repository, mode="explicit", load_models=("python",)) as server:
+        model = server.engine.find("python")
+        configure(repository, "instance_group { count: 3 }", model="python")
+
+        await server.lifecycle.load("python", who="Ada")
+
+        assert (server.engine.find("python"), model.placement.instances) == (model, 3)
+        assert len(server.lifecycle.worker_pids()) == 3
+
+
+async def test_a_load_fails_if_the_new_instances_cannot_start(home: Homes, repository: Path) -> None:
+    flag = repository.parent / "broken"
+    broken = f"import os\nif os.path.exists({str(flag)!r}): raise ValueError('broken')\n"
+    (repository / "python" / "1").mkdir(parents=True)
+    (repository / "python" / "1" / "model.py").write_text(broken + PYTHON)
+    configure(repository, "instance_group { count: 1 }", model="python")
+    async with home(repository, mode="explicit", load_models=("python",)) as server:
+        model = server.engine.find("python")
+        configure(repository, "instance_group { count: 3 }", model="python")
+        flag.touch()
+
+        with pytest.raises(InvalidArgument, match=r"load failed for model 'python': version 1 .*broken"):
+            await server.lifecycle.load("python", who="Ada")
+
+        assert (model.placement.instances, model.config.instance_groups[0].count) == (1, 1)
+        flag.unlink()
+        await server.lifecycle.load("python", who="Ada")
+        assert model.placement.instances == 3
+
+
+@pytest.mark.parametrize("text", ["", 'backend: "python"', SEQUENCES], ids=["onnx", "python", "sequences"])
+async def test_a_models_own_configuration_with_one_more_instance_loads_nothing_again(
+    home: Homes, repository: Path, text: str
+) -> None:
+    name = "python" if text else "add1"
+    if text:
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "1" / "model.py").write_text(PYTHON)
+        configure(repository, text, model=name)
+    else:
+        ADD1(repository)
+    async with home(repository, mode="explicit", load_models=(name,)) as server:
+        model = server.engine.find(name)
+        for count in (2, 3):
+            own = MessageToDict(
+                model_configuration(server.engine, name, ""), preserving_proto_field_name=True
+            )
+            own["instance_group"][0]["count"] = count
+            await server.lifecycle.load(name, overrides=Overrides(json.dumps(own), {}), who="Ada")
+            assert (server.engine.find(name), model.placement.instances) == (model, count)
+        if name == "add1":
+            own["max_batch_size"] = own["dynamic_batching"]["preferred_batch_size"][0] = 3
+            await server.lifecycle.load(name, overrides=Overrides(json.dumps(own), {}), who="Ada")
+            assert server.engine.find(name) is not model
+            assert server.engine.find(name).max_batch_size == 3
+
+
+@pytest.mark.parametrize("name", ["add1", "python"])
+async def test_without_its_instance_groups_a_model_runs_in_its_usual_number_of_instances(
+    home: Homes, repository: Path, name: str
+) -> None:
+    if name == "python":
+        (repository / name / "1").mkdir(parents=True)
+        code = "class Model:\n    instances = 2\n    def predict(self, x: int) -> int:\n        return x\n"
+        (repository / name / "1" / "model.py").write_text(code)
+    else:
+        ADD1(repository)
+    settings = repository / name / "model.toml"
+    async with home(repository, mode="poll") as server:
+        model = server.engine.find(name)
+        usual = model.placement.instances
+        settings.write_text("[[instance_group]]\ncount = 4\n")
+        await server.lifecycle.refresh()
+        assert model.placement.instances == 4
+        settings.write_text("")
+        await server.lifecycle.refresh()
+        assert (server.engine.find(name), model.placement.instances) == (model, usual)
 
 
 def test_a_reload_of_the_same_files_is_not_measured_again(

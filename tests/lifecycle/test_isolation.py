@@ -17,7 +17,6 @@ import msgspec
 import psutil
 import pytest
 
-from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.loading import measurement_file, version_load
 from backline.lifecycle.loading.isolation import trial_processes
 from backline.lifecycle.loading.isolation.fork_server import NICENESS
@@ -33,6 +32,7 @@ from backline.lifecycle.loading.run_time import RunTimes
 from backline.lifecycle.loading.version_load import VersionContent
 from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.overriding import Overrides
+from backline_client.values.errors import BacklineError, InvalidArgument
 from support import models
 from support.server import serve
 from support.waiting import until

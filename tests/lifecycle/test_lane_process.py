@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import pytest
 
-from backline.engine.errors import BacklineError
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.overriding import Overrides
 from backline.workers.process.process import WorkerProcess
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support import models
 from support.waiting import until
 

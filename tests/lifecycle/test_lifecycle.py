@@ -12,15 +12,15 @@ from onnx import TensorProto, helper
 
 from backline.backends.registry import FORMATS
 from backline.engine.engine import Engine
-from backline.engine.errors import NotFound, Unavailable
 from backline.engine.model import ModelState
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
 from backline.repository.local import LocalRepository
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import NotFound, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 from support import models
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from backline.client.records import answers
 from backline.dialects.open_inference.metadata import model_index, model_listing
 from backline.lifecycle import executor, served_model
+from backline_client.client.records import answers
 from support import models
 
 Homes = Callable[..., Any]

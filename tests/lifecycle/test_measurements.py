@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.backends.onnxruntime import OnnxModel
-from backline.engine.errors import Internal
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.loading import loaded_here
+from backline.plugins.runtimes.onnx.runtime import OnnxModel
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Internal
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support import models
 from support.networks import FLOAT, build, floats, ints, node
 

@@ -17,9 +17,9 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
-from backline.client import connect
-from backline.engine.errors import Unavailable
 from backline.lifecycle.lifecycle import Lifecycle
+from backline_client.client import connect
+from backline_client.values.errors import Unavailable
 from support import models, networks
 from support.server import ServerProcess, serve
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from backline.dialects.open_inference.metadata import model_index, model_listing
-from backline.engine.control import LabelMove
-from backline.engine.errors import Unavailable
+from backline_client.values.control import LabelMove
+from backline_client.values.errors import Unavailable
 from support import models
 
 Homes = Callable[..., Any]

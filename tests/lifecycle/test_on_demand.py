@@ -11,15 +11,22 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig, QueuePolicy
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model, ModelState, Serving
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.sleep import OnDemandQueue, check_later
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import (
+    BacklineError,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 
 class Echo:
@@ -58,7 +65,7 @@ class Sleeper:
 
     def sleep(self) -> None:
         self.model.state, self.model.on_demand = ModelState.UNAVAILABLE, True
-        self.model.check, self.model.queue = check_later, self.queue
+        self.model.serving = Serving(check_later, self.queue)
         self.engine.add(self.model)
         self.engine.refresh()
 
@@ -70,12 +77,12 @@ class Sleeper:
         spec = TensorSpec("x", DataType.FP32, (-1, 2))
         model = Model("m", "1", ModelConfig("m"))
         model.statistics = self.model.statistics
-        model.check = RequestCheck("m", Signature((spec,), (spec,)), 4, strict=False)
-        model.queue = self.real
+        check = RequestCheck("m", Signature((spec,), (spec,)), 4, strict=False)
+        model.serving = Serving(check, self.real)
         model.state = ModelState.READY
         self.engine.add(model)
         self.engine.refresh()
-        self.model.check, self.model.queue = model.check, model.queue
+        self.model.serving = model.serving
 
     def ask(self, width: int = 2, deadline: float | None = None) -> asyncio.Task[InferResponse]:
         data = np.ones((1, width), np.float32)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import LabelMove
-from backline.engine.errors import InvalidArgument
+from backline_client.values.control import LabelMove
+from backline_client.values.errors import InvalidArgument
 from support import models
 
 Homes = Callable[..., Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backline.engine.errors import Unavailable
+from backline_client.values.errors import Unavailable
 from support import models
 
 Homes = Callable[..., Any]

@@ -10,14 +10,14 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from backline.engine.errors import Unavailable
-from backline.engine.values.device import CPU
+from backline.engine.device import CPU
 from backline.lifecycle.memory import residency
 from backline.lifecycle.memory.meter import Held
 from backline.lifecycle.memory.needs import Need
 from backline.lifecycle.memory.residency import Reservation, Residency
 from backline.lifecycle.memory.room import Demand, Shortage, Tenant, make_room
 from backline.system.process_memory import Footprint, PageCounts
+from backline_client.values.errors import Unavailable
 
 MIB = 1 << 20
 

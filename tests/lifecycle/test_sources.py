@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.lifecycle.wanted import Source, Sources
 from backline.repository.local import LocalRepository
+from backline_client.values.errors import InvalidArgument
 from support.repositories import ONNX, put
 
 

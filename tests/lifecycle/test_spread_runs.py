@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.backends import onnxruntime
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model import Model
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.loading import loaded_here, measurement_file
+from backline.plugins.runtimes.onnx import runtime as onnxruntime
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Internal, InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.models import add1
 from support.networks import FLOAT, build, floats, node
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.config.model_config import VersionPolicy
-from backline.engine.names import version_order
 from backline.lifecycle.wanted import none_selected, select
+from backline_client.values.names import version_order
 
 NAMES = st.one_of(
     st.integers(0, 10**20).map(str),

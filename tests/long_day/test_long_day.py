@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.client.errors import BacklineError
+from backline_client.client.errors import BacklineError
 from long_day import repository
 from long_day.user import User, leaves
 from support import models
@@ -36,11 +35,6 @@ SERVE = (
     "--model-control-mode", "explicit", "--load-model", "*", "--strict-readiness",
     "--cache-config", "local,size=4MiB", "--rate-limit", "execution_count",
 )  # fmt: skip
-
-
-SYSTEMCTL = """#!/bin/sh
-[ "$2" != show ] || printf 'ActiveState=active\\nSubState=running\\nMainPID=42\\nNRestarts=0\\n'
-"""
 
 
 @pytest.mark.timeout(900)
@@ -79,7 +73,7 @@ def test_a_long_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         user.server = server
         find_everything_as_it_was(user)
     user.server = None
-    run_it_as_a_service(user, monkeypatch)
+    list_the_plug_ins(user)
     embed_the_models(user)
     tidy_up(user)
     assert user.used >= set(leaves()), "a user's day should use every command: add the new ones to it"
@@ -424,15 +418,8 @@ def read_the_audit_log(user: User, keys: dict[str, str], state: Path) -> None:
     assert not [key for key in keys.values() if key in told]
 
 
-def run_it_as_a_service(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of systemctl is a script, because systemd is not the first process of every machine."""
-    systemctl = put(user.folder / "bin" / "systemctl", SYSTEMCTL)
-    systemctl.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{systemctl.parent}{os.pathsep}{os.environ['PATH']}")
-    installed = user.backline("service", "install", "--user", "--no-start", "models").out
-    assert "ExecStart=" in installed
-    assert "running" in user.backline("service", "status", "--user").out
-    user.backline("service", "uninstall", "--user")
+def list_the_plug_ins(user: User) -> None:
+    assert "onnxruntime" in user.backline("plugins", "list").out
 
 
 def watch_requests(user: User) -> None:

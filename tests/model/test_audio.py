@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.model import Audio
+from backline_client.values.errors import InvalidArgument
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.model import Image
 from backline.model.image import ImageHint
+from backline_client.values.errors import InvalidArgument
 
 pillow = pytest.importorskip("PIL.Image")
 DATA = Path(find_spec("skimage").origin or "").parent / "data" if find_spec("skimage") else Path()

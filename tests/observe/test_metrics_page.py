@@ -19,12 +19,12 @@ from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.observe.metrics import Metrics
 from backline.observe.metrics_config import MetricsConfig
 from backline.schedule.cache.cache import LocalCache
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.tools import tool
 
 #: Seconds of CPU time on the event loop for one piece: the target is 0.5 ms plus one model.

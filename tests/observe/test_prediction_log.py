@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import crc32c, encode_record, read_log
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.tensor import Tensor
 
 
 def bitwise_crc32c(data: bytes) -> int:

@@ -11,15 +11,16 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
-from backline.engine.model import Model, ModelState
+from backline.engine.model import NOT_SERVED, Model, ModelState, Serving
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder, recorded_file
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 
 class Echo:
@@ -43,8 +44,8 @@ class Home:
         self.engine = Engine()
         self.model = Model("m", "1", ModelConfig("m"))
         spec = TensorSpec("x", DataType.INT32, (-1, 2))
-        self.check = self.model.check = RequestCheck("m", Signature((spec,), (spec,)), 4, strict=False)
-        self.model.queue = Echo()
+        self.check = RequestCheck("m", Signature((spec,), (spec,)), 4, strict=False)
+        self.model.serving = Serving(self.check, Echo())
         self.model.state = ModelState.READY
         self.engine.add(self.model)
         self.engine.refresh()
@@ -75,7 +76,7 @@ def test_exactly_the_next_answered_requests_are_recorded(tmp_path: Path) -> None
         state = await home.recorder.stop("m")
         assert (state.state, state.recorded, state.bytes) == ("done", 2, 16)
         assert home.recorded() == [2, 3]
-        assert home.model.check is home.check
+        assert home.model.serving.check is home.check
 
     run(scenario)
 
@@ -103,7 +104,7 @@ def test_stopping_keeps_what_was_recorded(tmp_path: Path) -> None:
         state = await home.recorder.stop("m")
         assert (state.state, state.recorded, state.reason) == ("done", 1, "the recording was stopped")
         assert home.recorded() == [7]
-        assert home.model.check is home.check
+        assert home.model.serving.check is home.check
 
     run(scenario)
 
@@ -140,10 +141,10 @@ def test_unloading_the_version_ends_the_recording(tmp_path: Path) -> None:
         home = Home(tmp_path)
         home.recorder.start("m", count=10)
         await home.ask(1)
-        home.model.check = None
+        home.model.serving = NOT_SERVED
         state = await home.recorder.stop("m")
         assert (state.state, state.reason) == ("done", "the version was unloaded")
-        assert home.model.check is None
+        assert home.model.serving is NOT_SERVED
 
     run(scenario)
 

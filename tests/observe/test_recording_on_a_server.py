@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.client import connect
 from backline.observe.prediction_log import read_log
 from backline.observe.recording import recorded_file
+from backline_client.client import connect
 from support import models
 from support.server import ServerProcess, serve
 from support.waiting import until

@@ -18,7 +18,7 @@ from backline.observe.scaling import (
     ScalingSignal,
     replicas,
 )
-from backline.protos import message
+from backline_client.protos import message
 from docs.pages import ROOT, read
 from support import models
 from support.server import ServerProcess, metrics_page, serve

@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from backline.engine.config.model_config import ModelConfig, QueuePolicy, VersionPolicy
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.repository.fingerprint import load_key
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import TensorSpec
 from support.repositories import only, put
 
 CONFIG = ModelConfig(

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from backline.engine.errors import NotFound, Unavailable
 from backline.repository import file_events, local
 from backline.repository.local import LocalRepository
+from backline_client.values.errors import NotFound, Unavailable
 from support.repositories import ONNX, put
 from support.waiting import settled, until
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.repository.local import LocalRepository
 from backline.repository.location import open_repository
+from backline_client.values.errors import InvalidArgument
 from support.repositories import ONNX
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument, NotFound
 from backline.repository import walk as walking
 from backline.repository.walk import walk
+from backline_client.values.errors import InvalidArgument, NotFound
 from support.repositories import put, unprivileged_folder
 
 

@@ -9,13 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.signature import Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings
@@ -23,6 +18,11 @@ from backline.schedule.splitting import SplittingQueue
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.instance import Instance
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, InvalidArgument
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 
 
 class Doubler:

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.errors import InvalidArgument
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, Parameter
-from backline.engine.values.tensor import Tensor
 from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
 from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.redis import DamagedEntry, RedisOptions, decode_entry, encode_entry
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest, Parameter
+from backline_client.values.tensor import Tensor
 
 
 def tensor(name: str, data: np.ndarray, datatype: DataType = DataType.FP32) -> Tensor:

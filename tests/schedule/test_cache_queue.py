@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, Unavailable
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.flight import RequestKeys
@@ -25,6 +21,10 @@ from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import ThreadInstance
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, DeadlineExceeded, Internal, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 from schedule.bench import Doubler, values
 from schedule.world import World
 

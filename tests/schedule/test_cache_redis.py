@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
 from backline.schedule.cache.redis import RedisCache, RedisOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.tensor import Tensor
 from support.redis_server import RedisServer
 
 pytest.importorskip("redis", reason="redis is not installed")

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.config.model_config import Ensemble, EnsembleStep
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import origins, plan_ensemble
 from backline.schedule.ensembles.progress import EnsembleProgress, Round
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.tensor import Tensor
 
 
 def number(value: int) -> Tensor:

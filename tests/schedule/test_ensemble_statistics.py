@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError
+from backline.engine.model import Serving
 from backline.engine.statistics import ModelStatistics
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.reading import CUT, SIDE, Asked, reader, recogniser
 
@@ -138,8 +139,9 @@ async def test_each_step_of_an_ensemble_is_counted(tmp_path: Path) -> None:
     with pytest.raises(BacklineError, match="'detect'"):
         await late.done
     detect = engine.find("detect")
-    assert detect.queue is not None
-    detect.queue = SimpleNamespace(submit=detect.queue.submit, pending=0)  # runs no request at once
+    serving = detect.serving
+    queue = SimpleNamespace(submit=serving.queue.submit, pending=0)  # runs no request at once
+    detect.serving = Serving(serving.check, queue)
     gone = Asked(PICTURES[:1])
     engine.submit(gone.ticket)
     gone.ticket.cancel()

@@ -18,12 +18,9 @@ from msgspec.structs import replace
 
 from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelConfig, QueuePolicy
 from backline.engine.config.sequence_batching import SequenceBatching
-from backline.engine.model import Model
+from backline.engine.model import Model, Serving
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import QUEUED, Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import SequenceStep
-from backline.engine.values.signature import Signature, TensorSpec
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.flight import RequestKeys
@@ -41,6 +38,9 @@ from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import SequenceStep
+from backline_client.values.signature import Signature, TensorSpec
 from schedule.world import SLACK, Asked, FaultOfTheirs, HeldInstance, World
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])
@@ -536,7 +536,7 @@ class EnsembleMachine(SchedulerMachine):
             check(ticket)
             scheduler.submit(ticket)
 
-        model = Model("m", "1", ModelConfig("m"), check=check, queue=scheduler)
+        model = Model("m", "1", ModelConfig("m"), serving=Serving(check, scheduler))
         self.ensemble = EnsembleQueue(
             "e",
             "1",

@@ -9,16 +9,16 @@ from typing import ClassVar
 import pytest
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest, InferResponse
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.tally import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
+from backline_client.values.errors import BacklineError, Internal, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse
 
 
 def batch(items: int, *, failed: bool, executed: bool = True, shared: bool = False) -> Batch:

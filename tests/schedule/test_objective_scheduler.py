@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import DeadlineExceeded, Unavailable
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.objective.scheduler import ObjectiveScheduler
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
+from backline_client.values.errors import DeadlineExceeded, Unavailable
 from schedule.bench import Bench, values
 
 SETTINGS = Settings(BatchPolicy(8), QueueSettings(QueuePolicy(100)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.errors import Internal
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferResponse
 from backline.schedule.ordering import ResponseOrder
+from backline_client.values.errors import Internal
+from backline_client.values.messages import InferResponse
 from schedule.tickets import ticket
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from backline.engine.errors import DeadlineExceeded, Unavailable
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.scheduler import Settings as SchedulerSettings
 from backline.workers.batch import Batch
+from backline_client.values.errors import DeadlineExceeded, Unavailable
 from schedule.world import Asked, HeldInstance, World
 
 MEMORY = ("0", "memory")

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.config.instance_group import InstanceGroup, Resource
-from backline.engine.errors import InvalidArgument
 from backline.schedule.rate_limit.limits import (
     EACH_DEVICE,
     EVERYWHERE,
@@ -23,6 +22,7 @@ from backline.schedule.rate_limit.limits import (
     claim_of,
     parse_resources,
 )
+from backline_client.values.errors import InvalidArgument
 
 KEYS = [("0", "a"), ("0", "b"), (EVERYWHERE, "c")]
 claims = st.builds(

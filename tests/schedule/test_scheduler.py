@@ -9,8 +9,6 @@ import time
 import pytest
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.values.messages import InferResponse
 from backline.schedule.batching import BRIEF_NS, BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
@@ -18,6 +16,14 @@ from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.instance import Finished
+from backline_client.values.errors import (
+    BacklineError,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+)
+from backline_client.values.messages import InferResponse
 from schedule.bench import Bench, values
 
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from backline.backends.backend import Run
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, Internal
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import ThreadInstance
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Internal
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 from support import networks
 
 #: Rounds that take minutes.

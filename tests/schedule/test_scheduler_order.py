@@ -9,14 +9,14 @@ from typing import ClassVar
 import pytest
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from backline.engine.values.messages import InferResponse
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Settings
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.instance import Finished
+from backline_client.values.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from backline_client.values.messages import InferResponse
 from schedule.bench import Bench, values
 
 

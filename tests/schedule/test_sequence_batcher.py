@@ -11,10 +11,6 @@ import pytest
 
 from backline.engine.config.model_config import QueuePolicy
 from backline.engine.config.sequence_batching import SequenceBatching, SequenceState
-from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse, SequenceStep
-from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.rate_limit.limits import Claim, RateLimits
@@ -25,6 +21,10 @@ from backline.schedule.sequences.lanes import UNTIMED, SlotLane, SlotPolicy
 from backline.schedule.sequences.state_store import MemoryStateStore, State, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline_client.values.messages import InferResponse, SequenceStep
+from backline_client.values.tensor import Tensor
 from schedule.world import AGAIN, Asked, HeldInstance, World
 
 

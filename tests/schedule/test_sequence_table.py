@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest, SequenceStep
 from backline.schedule.sequences.table import LiveSequence, SequenceTable
+from backline_client.values.messages import InferRequest, SequenceStep
 
 IDLE = 1000
 

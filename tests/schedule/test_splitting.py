@@ -12,17 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse
-from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue, put_together, split
 from backline.workers.batch import Batch
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import (
+    BacklineError,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+)
+from backline_client.values.messages import InferResponse
+from backline_client.values.tensor import Tensor
 from schedule.bench import Bench, values
 from schedule.tickets import ticket
 from schedule.world import World

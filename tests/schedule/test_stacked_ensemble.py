@@ -12,13 +12,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError, DeadlineExceeded
+from backline.engine.model import Serving
 from backline.engine.statistics import ModelStatistics, ResponseStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles import stacked
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, DeadlineExceeded
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import AwaitedTicket, start
 from support.reading import floats, put
 
@@ -120,11 +121,11 @@ def checked(program: Embedded, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
     for step in STEPS:
         model = program.engine.find(step)
 
-        def check(ticket: Ticket, step: str = step, check=model.check) -> None:
+        def check(ticket: Ticket, step: str = step, check=model.serving.check) -> None:
             check(ticket)
             found.append((step, ticket.batch_size))
 
-        monkeypatch.setattr(model, "check", check)
+        monkeypatch.setattr(model, "serving", Serving(check, model.serving.queue))
     return found
 
 
@@ -293,7 +294,7 @@ async def test_a_request_cancelled_between_steps_is_not_answered(
 
         while not of(program, "both").cancelled:
             await asyncio.sleep(0)
-            if any(run._ran for run in program.engine.find("both").queue._runs):  # type: ignore[union-attr]
+            if any(run._ran for run in program.engine.find("both").serving.queue._runs):  # type: ignore[union-attr]
                 gone.ticket.cancel()
 
         await left.check()
@@ -304,7 +305,7 @@ async def test_a_request_cancelled_between_steps_is_not_answered(
 async def test_an_ensemble_that_is_unloaded_answers_the_requests_of_the_turn(tmp_path: Path) -> None:
     async with serving(tmp_path) as program:
         asked = [Asked(1), Asked(2)]
-        queue = program.engine.find("both").queue
+        queue = program.engine.find("both").serving.queue
 
         submit(program, *asked)
         await queue.drain(60)  # type: ignore[union-attr]
@@ -319,7 +320,7 @@ async def test_an_ensemble_that_is_unloaded_at_once_refuses_the_requests_of_the_
         asked = [Asked(1), Asked(2)]
 
         submit(program, *asked)
-        for run in tuple(program.engine.find("both").queue._runs):  # type: ignore[union-attr]
+        for run in tuple(program.engine.find("both").serving.queue._runs):  # type: ignore[union-attr]
             run.fail(BacklineError("unloaded"))
 
         for one in asked:

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest
 from backline.schedule import turn as module
 from backline.schedule.turn import Turn
+from backline_client.values.messages import InferRequest
 
 REQUEST = Ticket(InferRequest("m", {}), lambda *_: None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backline.engine.ticket import Completion, Ticket
-from backline.engine.values.messages import InferRequest
+from backline_client.values.messages import InferRequest
 
 
 def ticket(

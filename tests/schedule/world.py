@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 import backline.engine.ticket as ticket_module
-from backline.engine.errors import BacklineError, Cancelled, InvalidArgument, Unavailable
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import DONE, EXPIRED, TRANSITIONS, Ticket, TicketState
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
-from backline.engine.values.tensor import Tensor
 from backline.schedule.queues.queue import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Cancelled, InvalidArgument, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
+from backline_client.values.tensor import Tensor
 from schedule.turns import Clock, SteppedLoop
 
 #: How a batch ends whose requests the model wants to run again.

@@ -23,7 +23,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backline.cli.audit import command as audit_command
 from backline.cli.keys import command
-from backline.system.file_lock import edited
+from backline_client.system.file_lock import edited
 from support import models
 from support.server import ServerProcess, serve
 from support.waiting import until as wait_until

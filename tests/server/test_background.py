@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import backline
-from backline.engine.errors import AlreadyExists, InvalidArgument, Unsupported
 from backline.wire.listener import Listeners
+from backline_client.values.errors import AlreadyExists, BacklineError, InvalidArgument, Unsupported
 from support import models
 from support.chromium import chromium
 from support.web import WebServer
@@ -166,7 +166,7 @@ def test_an_estimator_must_be_fitted() -> None:
             backline.serve(unfitted)
 
 
-def test_an_estimator_fitted_with_named_columns_takes_arrays_without_warnings() -> None:
+def test_an_estimator_fitted_with_named_columns_takes_them_without_warnings() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     preprocessing = pytest.importorskip("sklearn.preprocessing")
     pipeline = pytest.importorskip("sklearn.pipeline")
@@ -179,7 +179,7 @@ def test_an_estimator_fitted_with_named_columns_takes_arrays_without_warnings() 
         warnings.simplefilter("error")
         with backline.serve(made) as server:
             assert server.model is not None
-            assert server.model(rows)["predict"].tolist() == [0, 1, 0, 1]
+            assert server.model(**rows)["predict"].tolist() == [0, 1, 0, 1]
     assert list(made.feature_names_in_) == ["a", "b"]
 
 
@@ -254,7 +254,7 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> 
     def unknown(x: object) -> float:
         return 0.0
 
-    with pytest.raises(backline.client.errors.BacklineError, match="unknown"):
+    with pytest.raises(BacklineError, match="unknown"):
         backline.serve(unknown)
 
     assert not [thread for thread in threading.enumerate() if thread.name == "backline-server"]

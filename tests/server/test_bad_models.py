@@ -20,8 +20,8 @@ import pytest
 
 import backline
 from backends.served_models import need
-from backline.engine.errors import Unavailable
-from backline.protos import message
+from backline_client.protos import message
+from backline_client.values.errors import Unavailable
 from support import models, networks
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -224,6 +224,14 @@ class Misbehaving:
         inputs = [{"name": "how", "datatype": "FP32", "shape": [1, 1], "data": [HOWS.index(how)]}]
         return self._post(f"/v2/models/{kind}/infer", json.dumps({"inputs": inputs}).encode())
 
+    def serves(self, kind: str) -> bool:
+        """Returns whether a request succeeds. Requests wait for a new worker process, but only for 2 seconds,
+        which may be too short on a busy machine: then they are told to come back.
+        """
+        status, text = self.ask(kind, "fine")
+        assert status == 200 or (status == 503 and "has no worker process at the moment" in text), text
+        return status == 200
+
     def _post(self, path: str, body: bytes = b"") -> tuple[int, str]:
         try:
             with urllib.request.urlopen(
@@ -354,9 +362,7 @@ def test_misbehaviour_in_a_request_is_reported_and_the_next_request_succeeds(
     for how, text in IN_PREDICT.items():
         if (kind, how) in RETURNED or text:
             assert_reason(models_of.ask(kind, how), 500, RETURNED.get((kind, how), text))
-        began = time.monotonic()
-        assert models_of.ask(kind, "fine")[0] == 200
-        assert time.monotonic() - began < 5  # a new process has started
+        until(lambda: models_of.serves(kind))  # a new process has started
     assert models_of.ask(kind, "fork")[0] == 200
     models_of.unload(kind)
 

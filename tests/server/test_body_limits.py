@@ -14,8 +14,8 @@ import tritonclient.grpc
 import tritonclient.http
 from onnx import TensorProto
 
-from backline.protos import message
 from backline.wire.http2 import frames
+from backline_client.protos import message
 from support import models
 from support.server import ServerProcess, serve
 from wire.http2.served import FrameClient

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import InvalidArgument
 from backline.system.cores import check_cores, format_cores
+from backline_client.values.errors import InvalidArgument
 from support import models
 from support.embedded import start
 from support.server import serve

@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException
 
-import backline.client
+import backline_client.client
 from support.server import ServerProcess, metrics_page, serve
 from support.streaming import ENSEMBLE_INPUTS, ENSEMBLE_STEP, put_models
 from support.waiting import settled
@@ -240,7 +240,7 @@ def test_a_failing_step_names_the_ensemble_and_ends_the_stream(server: ServerPro
 
 
 def test_the_backline_client_iterates_over_the_responses(server: ServerProcess) -> None:
-    with backline.client.connect(server.grpc_url) as client:
+    with backline_client.client.connect(server.grpc_url) as client:
         given = {
             name: np.array(values, np.int32 if name == "VALUES" else np.uint32)
             for name, values in asked([7, 8]).items()

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from backline.dialects.console import service
-from backline.dialects.console.service import MOST_WATCHERS, TraceFeed
 from backline.engine.engine import Engine
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
+from backline.plugins.dialects.console import service
+from backline.plugins.dialects.console.service import MOST_WATCHERS, TraceFeed
 from support import models
 from support.server import ServerProcess, serve
 

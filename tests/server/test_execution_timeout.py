@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from backline.embedded.embedded import Embedded
-from backline.engine.control import Change
-from backline.engine.errors import Internal, Unavailable
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
 from backline.workers.here.instances import MAX_STUCK
+from backline_client.values.control import Change
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Internal, Unavailable
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 from support.embedded import start, submit
 from support.networks import looping
 from support.server import metrics_page, serve

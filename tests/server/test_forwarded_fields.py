@@ -14,8 +14,8 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
 from backline.dialects.forwarding import ForwardPattern
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.messages import InferRequest
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
 from support.server import ServerProcess, serve
 
 MODEL = """

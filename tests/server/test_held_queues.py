@@ -92,6 +92,14 @@ def test_a_queue_holds_its_requests_until_enough_are_there(
         assert infer(server, "m") == 1  # held no more
 
 
+def test_models_that_do_not_batch_hold_no_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONSERVER_DELAY_SCHEDULER", "4")
+    write(tmp_path / "models", "m", "")
+    with tritonserver(tmp_path / "models", tmp_path / "log") as server:
+        server.wait_started()
+        assert infer(server, "m") == 1
+
+
 def test_a_model_of_sequences_holds_its_requests_until_there_is_a_backlog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,10 +17,10 @@ import tritonclient.grpc as triton
 from backline.embedded.embedded import Embedded
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, ResponseFlow
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferRequest, ResponseFlow
+from backline_client.values.tensor import Tensor
 from support.listening import DETECTOR, MELODY, RECOGNISER, hear, melody, put_networks
 from support.server import ServerProcess, serve
 

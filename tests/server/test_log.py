@@ -23,8 +23,8 @@ import backline
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import LogSettings
-from backline.protos import message
 from backline.server import Server, ServerOptions
+from backline_client.protos import message
 from support import models
 from support.server import ServerProcess, free_ports, serve
 

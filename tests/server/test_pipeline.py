@@ -19,7 +19,7 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 
 import backline
-from backline.client import Client
+from backline_client.client import Client
 from support.listening import DETECTOR, MELODY, RATE, SAMPLES, put_networks
 from support.repositories import put
 from support.server import ServerProcess, serve

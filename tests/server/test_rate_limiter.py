@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from backline.cli.serve import command
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import DeadlineExceeded, Internal
 from backline.engine.model import ModelState
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import DeadlineExceeded, Internal
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 from support.embedded import start, submit
 from support.server import serve
 from support.streaming import ENSEMBLE_INPUTS, ENSEMBLE_STEP, REPEAT

@@ -25,9 +25,9 @@ from backline.access.scope import CHANGING, Scope
 from backline.dialects.application import build_application
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline_client.values.errors import InvalidArgument
 from support import models
 from support.server import ServerProcess, serve
 
@@ -174,12 +174,12 @@ def test_streams_and_health_checks_over_grpc_need_the_metadata(restricted: Serve
 def test_the_routes_belong_to_tritons_groups(api: Api, method: str, path: str) -> None:
     pattern = tuple("{}" if part in ("add1", "1") else part for part in path.strip("/").split("/"))
 
-    assert api_of_route(pattern) is api
+    assert api_of_route(pattern, Scope.INFER if api is Api.INFERENCE else Scope.READ) is api
 
 
 @pytest.mark.parametrize(("api", "method", "message"), CALLS)
 def test_the_methods_belong_to_tritons_groups(api: Api, method: str, message: Message) -> None:
-    assert api_of_method(f"/inference.GRPCInferenceService/{method}".encode()) is api
+    assert api_of_method(f"/inference.GRPCInferenceService/{method}".encode(), Scope.READ) is api
 
 
 def test_every_route_but_the_metrics_belongs_to_a_group(
@@ -194,7 +194,9 @@ def test_every_route_but_the_metrics_belongs_to_a_group(
     engine = Engine()
     build_application(engine, Metrics(engine).page, recorder=Recorder(engine, tmp_path))
 
-    groups = {pattern: api_of_route(tuple(pattern.strip("/").split("/"))) for pattern in scopes}
+    groups = {
+        pattern: api_of_route(tuple(pattern.strip("/").split("/")), scopes[pattern]) for pattern in scopes
+    }
 
     assert [pattern for pattern, api in groups.items() if api is None] == ["/metrics"]
     # Only what reads, and nothing that runs models, is in the group for everything else.

@@ -23,7 +23,7 @@ from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
-from backline.protos import message, pool
+from backline_client.protos import message, pool
 from conformance.h1probe import HttpProbe
 from conformance.h2probe import Probe
 from support import models
@@ -73,7 +73,7 @@ class Combination:
 def known_routes(folder: Path) -> Routes:
     engine = Engine()
     application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, folder))
-    router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
+    router: Router = application.http.router  # type: ignore[attr-defined]
     list(router.routes())  # also adds the routes that are added late
     return Routes(
         {

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 import backline
-from backline.client.errors import BacklineError, ConnectionFailed, Unavailable
+from backline_client.client.errors import BacklineError, ConnectionFailed, Unavailable
 from support import models
 from support.server import free_ports, serve
 

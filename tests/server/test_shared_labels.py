@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backline.cli.models.show import every_server
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 from support import models
 from support.redis_server import RedisServer
 from support.server import ServerProcess, serve

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError
 from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest, InferResponse
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline_client.values.errors import BacklineError
+from backline_client.values.messages import InferRequest, InferResponse
 
 
 async def start(repository: Path, **more: Any) -> Embedded:

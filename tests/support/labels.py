@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backline.engine.control import Action, Change
+from backline_client.values.control import Action, Change
 
 
 def move(label: str, before: str, after: str, *, model: str = "m", action: Action = "label") -> Change:

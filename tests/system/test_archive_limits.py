@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from backends.loading import load
-from backline.engine.errors import BacklineError, InvalidArgument
 from backline.system.archive_limits import UnpackLimits, check_zip
+from backline_client.values.errors import BacklineError, InvalidArgument
 
 
 def packed(path: Path, members: int, size: int = 0) -> Path:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import os
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter, thread_time
 
 import pytest
 import uvloop
 
-from backline.system import busy_poll
-from backline.system.busy_poll import BusyPoll, has_idle_core
-from backline.system.busy_poll_policy import BusyPollPolicy
-from backline.system.polled_socket import PolledSocket
+from backline_client.system import busy_poll
+from backline_client.system.busy_poll import BusyPoll, BusyPollPolicy, PolledSocket
 
 LONGEST = 0.02
-REAL_CHECK = busy_poll.has_idle_core
 
 
-@pytest.fixture(autouse=True)
-def idle_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def spare(now: float) -> bool:
     """Other programs on this machine do not matter."""
-    monkeypatch.setattr(busy_poll, "has_idle_core", lambda: True)
+    return True
 
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
@@ -49,9 +42,7 @@ class Iterations:
 
     def _readable(self) -> None:
         self.ours.recv(100)
-        self.poll.arrived = True
-        if self.poll.asleep:
-            self.poll.wake()
+        self.poll.note_input()
         self.loop.call_soon(self.loop.call_soon, self.work)
 
     async def teach(self) -> None:
@@ -84,7 +75,7 @@ async def cpu_of_silence(poll: BusyPoll, seconds: float) -> float:
 )
 def test_a_silent_loop_takes_no_cpu(new_loop: NewLoop) -> None:
     poll = BusyPoll()
-    poll.allow(LONGEST)
+    poll.allow(LONGEST, spare)
     with asyncio.Runner(loop_factory=new_loop) as runner:
         used = runner.run(cpu_of_silence(poll, 0.2))
 
@@ -121,7 +112,7 @@ async def polls(clock: Clock, poll: BusyPoll, count: int, work: Callable[[], Non
     for number in range(2 * count):
         iterations.theirs.send(b"x")
         await turns()
-        polled += number >= count and not poll.asleep
+        polled += number >= count and not poll._asleep
         clock.now += 50e-6
     clock.now += 1.0  # ends the last poll
     await turns()
@@ -134,11 +125,11 @@ async def polls(clock: Clock, poll: BusyPoll, count: int, work: Callable[[], Non
 )
 def test_a_loop_polls_while_input_is_expected(clock: Clock, new_loop: NewLoop) -> None:
     poll = BusyPoll()
-    poll.allow(200e-6)
+    poll.allow(200e-6, spare)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         assert runner.run(polls(clock, poll, 150)) == 150
-    assert poll.asleep
+    assert poll._asleep
 
 
 @pytest.mark.parametrize(
@@ -153,7 +144,7 @@ def test_few_gaps_are_observed_until_one_is_worth_a_poll(
         BusyPollPolicy, "observe", lambda policy, gap: (observed.append(gap), observe(policy, gap))
     )
     poll = BusyPoll()
-    poll.allow(200e-6)
+    poll.allow(200e-6, spare)
 
     async def observed_of(gaps: int, seconds: float) -> int:
         iterations = Iterations(asyncio.get_running_loop(), poll)
@@ -168,7 +159,7 @@ def test_few_gaps_are_observed_until_one_is_worth_a_poll(
     with asyncio.Runner(loop_factory=new_loop) as runner:
         assert runner.run(observed_of(1_000, 0.01)) < 100
         assert runner.run(observed_of(100, 50e-6)) > 80
-        assert not poll.asleep, "the policy polls by now"
+        assert not poll._asleep, "the policy polls by now"
         assert runner.run(observed_of(1_000, 0.01)) < 120
 
 
@@ -178,7 +169,7 @@ def test_a_poll_lets_others_use_its_core_between_two_checks(
     offered: list[float] = []
     monkeypatch.setattr(busy_poll, "give_way", lambda: offered.append(clock.now))
     poll = BusyPoll()
-    poll.allow(200e-6)
+    poll.allow(200e-6, spare)
 
     assert asyncio.run(polls(clock, poll, 150)) == 150
     assert len(set(offered)) >= 150  # at least once in each gap
@@ -191,7 +182,7 @@ def test_a_poll_keeps_its_core_until_input_has_been_handled(
     offered: list[int] = []
     monkeypatch.setattr(busy_poll, "give_way", lambda: offered.append(len(waiting)))
     poll = BusyPoll()
-    poll.allow(200e-6)
+    poll.allow(200e-6, spare)
 
     read = Iterations._readable
 
@@ -206,9 +197,8 @@ def test_a_poll_keeps_its_core_until_input_has_been_handled(
 
 
 def test_there_is_no_poll_while_all_cores_are_busy(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(busy_poll, "has_idle_core", lambda: False)
     poll = BusyPoll()
-    poll.allow(200e-6)
+    poll.allow(200e-6, lambda now: False)
 
     assert asyncio.run(polls(clock, poll, 150)) == 0
 
@@ -220,33 +210,13 @@ def test_deferred_work_on_the_loop_does_not_count_as_a_loss_of_the_core(
     clock: Clock, new_loop: NewLoop
 ) -> None:
     poll = BusyPoll()
-    poll.allow(1e-3)
+    poll.allow(1e-3, spare)
 
     def work() -> None:
         clock.now += 500e-6
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         assert runner.run(polls(clock, poll, 150, work)) == 150
-
-
-def test_the_check_for_an_idle_core_opens_no_file_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    has_idle_core()
-    monkeypatch.delattr(os, "open")
-    monkeypatch.delattr(io, "open")
-
-    assert has_idle_core() in (True, False)
-
-
-def test_a_core_counts_as_idle_if_a_model_has_closed_the_file_with_the_load(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "other").write_text("a b c d")
-    with (tmp_path / "other").open() as other:  # the number of the closed file is that of another file now
-        monkeypatch.setattr(busy_poll, "_load", other.fileno)
-        assert has_idle_core()
-
-    monkeypatch.setattr(busy_poll, "_load", lambda: 1 << 20)
-    assert has_idle_core()
 
 
 async def polls_by_kind(
@@ -258,12 +228,12 @@ async def polls_by_kind(
     for number in range(2 * count):
         poll.awaited = 1
         await turns()
-        of_servers += number >= count and not poll.asleep
+        of_servers += number >= count and not poll._asleep
         clock.now += of_server
         poll.awaited = 0
         iterations.theirs.send(b"x")  # the response of the server, which is passed on to the client
         await turns()
-        of_clients += number >= count and not poll.asleep
+        of_clients += number >= count and not poll._asleep
         clock.now += of_client
         poll.awaited = 1
         iterations.theirs.send(b"x")  # the next request of the client, which is passed on to the server
@@ -281,8 +251,7 @@ def test_a_loop_that_shares_its_core_with_the_client_still_polls_for_other_serve
     clock: Clock, monkeypatch: pytest.MonkeyPatch, new_loop: NewLoop
 ) -> None:
     poll = BusyPoll()
-    poll.allow(200e-6)
-    monkeypatch.setattr(busy_poll, "has_idle_core", lambda: poll.awaited > 0)
+    poll.allow(200e-6, lambda now: poll.awaited > 0)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         of_servers, of_clients = runner.run(polls_by_kind(clock, poll, 200))
@@ -294,7 +263,7 @@ def test_a_loop_that_shares_its_core_with_the_client_still_polls_for_other_serve
 @pytest.mark.parametrize("of_client", [390e-6, 10e-3], ids=["soon", "late"])
 def test_a_poll_for_another_server_may_last_twice_as_long(clock: Clock, of_client: float) -> None:
     poll = BusyPoll()
-    poll.allow(200e-6)
+    poll.allow(200e-6, spare)
 
     of_servers, of_clients = asyncio.run(
         polls_by_kind(clock, poll, 400, of_server=390e-6, of_client=of_client)
@@ -304,49 +273,37 @@ def test_a_poll_for_another_server_may_last_twice_as_long(clock: Clock, of_clien
     assert of_clients == 0
 
 
-@pytest.mark.parametrize(
-    ("running", "cores", "idle"),
-    [(2, 2, True), (3, 2, True), (4, 2, False), (1, 1, True), (2, 1, False), (17, 16, True), (18, 16, False)],
-)
-def test_one_more_thread_than_there_are_cores_belongs_to_the_same_exchange(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: int, cores: int, idle: bool
+@pytest.mark.parametrize("longest", [None, 0.0])
+def test_a_poll_that_was_not_allowed_never_runs(
+    monkeypatch: pytest.MonkeyPatch, longest: float | None
 ) -> None:
-    load = tmp_path / "loadavg"
-    load.write_text(f"0.20 0.18 0.12 {running}/80 11206\n")
-    monkeypatch.setattr(busy_poll, "_CORES", cores)
-    with load.open() as file:
-        monkeypatch.setattr(busy_poll, "_load", file.fileno)
-
-        assert REAL_CHECK() is idle
-
-
-def test_a_poll_that_was_not_allowed_never_runs() -> None:
+    monkeypatch.setattr(BusyPoll, "_look", lambda poll, loop: pytest.fail("the loop polls"))
     poll = BusyPoll()
+    if longest is not None:
+        poll.allow(longest, spare)
 
-    async def asleep() -> bool:
+    async def run() -> None:
         iterations = Iterations(asyncio.get_running_loop(), poll)
         await iterations.teach()
         iterations.close()
-        return poll.asleep
 
-    assert asyncio.run(asleep()) is False
-    assert poll.longest == 0.0
+    asyncio.run(run())
 
 
 def test_a_poll_stops_while_a_thread_computes() -> None:
     poll = BusyPoll()
-    poll.allow(LONGEST)
+    poll.allow(LONGEST, spare)
 
     async def states() -> list[bool]:
         iterations = Iterations(asyncio.get_running_loop(), poll)
         try:
             poll.hold()
             await iterations.teach()
-            held = poll.asleep
+            held = poll._asleep
             poll.release()
             iterations.theirs.send(b"x")
             await asyncio.sleep(3 * LONGEST)
-            return [held, poll.asleep]
+            return [held, poll._asleep]
         finally:
             iterations.close()
 
@@ -356,7 +313,7 @@ def test_a_poll_stops_while_a_thread_computes() -> None:
 def test_a_polled_socket_reads_what_a_blocking_one_reads() -> None:
     ours, theirs = socket.socketpair()
     polled = PolledSocket(ours)
-    polled.allow(LONGEST)
+    polled.allow(LONGEST, spare)
     buffer = bytearray(10)
 
     def echo() -> None:
@@ -379,7 +336,7 @@ def test_a_polled_socket_reads_what_a_blocking_one_reads() -> None:
 def test_a_polled_socket_sleeps_until_bytes_arrive() -> None:
     ours, theirs = socket.socketpair()
     polled = PolledSocket(ours)
-    polled.allow(0.001)
+    polled.allow(0.001, spare)
     timer = threading.Timer(0.1, theirs.send, [b"late"])
     timer.start()
     buffer = bytearray(10)

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import backline
+import backline_client
 
-TREES = [ast.parse(path.read_text()) for path in Path(backline.__file__).parent.rglob("*.py")]
+PACKAGES = [Path(package.__file__).parent for package in (backline, backline_client)]
+TREES = [ast.parse(path.read_text()) for package in PACKAGES for path in package.rglob("*.py")]
 #: The structs that can be changed and are never decoded.
 CREATED_ONLY = {"InferResponse", "Rescheduled", "StoredTensor", "Tensor", "TraceSetting"}
 #: The functions that may get a frozen struct that is not prepared, because they do not decode it.
-NOT_DECODING = {"isinstance", "field", "_filled"}
+NOT_DECODING = {"isinstance", "field", "_filled", "Door", "TypeVar"}
 #: Four threads are the first to decode a class that contains another one, 100 times. Without the decorator,
 #: the process crashes.
 PROGRAM = """
@@ -23,7 +25,7 @@ import sys
 from threading import Barrier, Thread
 
 import msgspec
-from backline.decodable import decodable
+from backline_client.values.decodable import decodable
 
 sys.setswitchinterval(1e-6)
 for _ in range(100):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from backline.cli import keys
 from backline.lifecycle.labels.document import FileDocument
-from backline.system.private_file import replacement
+from backline_client.system.private_file import replacement
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the descriptors are looked up in /proc")
 
@@ -69,7 +69,8 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch:
 def test_the_new_file_of_a_killed_process_is_removed(write: Callable[[Path], None], tmp_path: Path) -> None:
     file = tmp_path / "file"
     program = (
-        "import sys, time; from pathlib import Path; from backline.system.private_file import replacement\n"
+        "import sys, time; from pathlib import Path\n"
+        "from backline_client.system.private_file import replacement\n"
         "with replacement(Path(sys.argv[1])) as new: print(new, flush=True); time.sleep(600)"
     )
     with subprocess.Popen(

@@ -9,7 +9,7 @@ import sys
 import platformdirs
 import pytest
 
-from backline.system.user_folders import user_cache, user_config, user_state
+from backline_client.system.user_folders import user_cache, user_config, user_state
 
 
 @pytest.mark.parametrize("home", [None, "/home/her", "relative"])
@@ -30,7 +30,7 @@ def test_the_folders_are_those_of_platformdirs(
 
 PROGRAM = """
 import os
-from backline.system.user_folders import user_cache, user_state
+from backline_client.system.user_folders import user_cache, user_state
 user_cache(), user_state()  # a late import may be unreadable for another user
 os.setuid(54321)
 del os.environ["HOME"]

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from backline.client.aio import AsyncClient
-from backline.engine.errors import BacklineError
+from backline_client.client.aio import AsyncClient
+from backline_client.values.errors import BacklineError
 from support import models
 from under_load.constant_load import MODEL
 from under_load.stores import Store

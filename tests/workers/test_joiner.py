@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.config.joining import BatchInput, BatchInputKind, Cut, Joining, Padding
-from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import Signature, TensorSpec
 from backline.workers.joiner import Joiner
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Internal, InvalidArgument
+from backline_client.values.signature import Signature, TensorSpec
 
 FP32, INT32 = DataType.FP32, DataType.INT32
 FLAT = TensorSpec("x", FP32, (-1,))

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.control import STABLE, Action, Change, LabelMove
-from backline.engine.errors import InvalidArgument, NotFound
 from backline.lifecycle.labels import labelling
 from backline.lifecycle.labels.labelling import earlier_version
+from backline_client.values.control import STABLE, Action, Change, LabelMove
+from backline_client.values.errors import InvalidArgument, NotFound
 from support import models
 
 Homes = Callable[..., Any]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import ANY_VERSION, STABLE, LabelMove
-from backline.engine.errors import InvalidArgument, Unavailable
+from backline_client.values.control import ANY_VERSION, STABLE, LabelMove
+from backline_client.values.errors import InvalidArgument, Unavailable
 from support import models
 from support.object_stores import Store
 

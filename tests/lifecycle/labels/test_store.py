@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from backline.engine.control import Action, Change
-from backline.engine.errors import Internal, InvalidArgument, Unavailable
-from backline.lifecycle.labels import document
 from backline.lifecycle.labels.document import MOST_BYTES, FileDocument
 from backline.lifecycle.labels.store import LabelStore, open_labels
+from backline.plugins.repositories.object_store import label_document
+from backline_client.values.control import Action, Change
+from backline_client.values.errors import Internal, InvalidArgument, Unavailable
 from support.labels import move
 from support.object_stores import Store
 from support.redis_server import RedisServer
@@ -238,7 +238,7 @@ def test_an_object_that_would_fill_the_memory_is_not_read_whole(
 ) -> None:
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(document, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(label_document, "MOST_BYTES", 1 << 20)
     bucket.put("too-large/labels.json", bytes(64 << 20))
     before = bucket.relay.passed
     with pytest.raises(

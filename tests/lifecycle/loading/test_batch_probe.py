@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.loading.loaded_here import measure_model
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.trial_runs import find_trial
 from backline.lifecycle.loading.warm_up import warm_up_items
 from backline.lifecycle.view.view import View
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import Signature
 from support.networks import FLOAT, INT64, STRING, build, floats, ints, node
 
 X, Y = "X", "Y"

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from backline.backends.backend import LoadOptions
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.device import Gpus
+from backline.engine.device import Gpus
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.workers.here import execution
+from backline_client.values.errors import InvalidArgument
 from support.models import add1
 
 #: Requests are not batched, so that concurrent ones run on different instances.

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support import models
 from support.embedded import start
 

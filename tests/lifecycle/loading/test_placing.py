@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.device import CPU, Device, Gpus, Places, name_devices
+from backline.engine.device import CPU, Device, Gpus, Places, name_devices
 from backline.lifecycle.loading.instances import asks_for_devices, place, place_again
+from backline_client.values.errors import InvalidArgument
 
 NONE = Gpus(reason="the runtime supports only the CPU")
 TWO = Gpus((0, 1))

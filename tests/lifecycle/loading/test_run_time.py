@@ -10,10 +10,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.loading import run_time, trial_runs
 from backline.lifecycle.loading.run_time import (
     RunTimes,
@@ -25,7 +22,10 @@ from backline.lifecycle.loading.run_time import (
 )
 from backline.lifecycle.loading.trial_inputs import NORMAL
 from backline.lifecycle.loading.trial_runs import Trial, time_run
+from backline.plugins.runtimes.onnx.runtime import OnnxModel, OnnxRuntime
 from backline.system.cores import usable_cores
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import Signature, TensorSpec
 from support.networks import FLOAT, INT64, build, floats, ints, node
 
 US, MS = 1e-6, 1e-3
@@ -206,6 +206,12 @@ def test_a_disturbance_while_larger_batches_are_timed_does_not_end_batching(cloc
     times = measure(Disturbed(clock, lambda sizes: 10 * MS if 9 < len(sizes) <= 17 else 0.0), 64)
 
     assert plan(times, cores=2).batch_limit >= 32
+
+
+def test_a_machine_that_is_always_busy_does_not_end_batching_early(clock: list[float]) -> None:
+    times = measure(Disturbed(clock, lambda sizes: 28 * MS), 64)
+
+    assert plan(times, cores=2).batch_limit == 64
 
 
 def test_a_disturbance_without_an_end_leaves_the_limit_undecided(clock: list[float]) -> None:

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
-from backline.engine.errors import InvalidArgument
 from backline.engine.model import ModelState
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import RequestCheck, Signature
-from backline.engine.values.tensor import Tensor, encode_tensor
+from backline.engine.request_check import RequestCheck
 from backline.lifecycle.loading.warm_up import TENSORFLOW_FILE, WarmUpRequest, warm_up, warm_up_samples
 from backline.observe.prediction_log import encode_record
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.signature import Signature
+from backline_client.values.tensor import Tensor, encode_tensor
 from support import models
 
 

@@ -11,12 +11,7 @@ from onnx import TensorProto, helper
 from backline.backends.backend import LoadedModel
 from backline.engine.config.joining import BatchInput, Joining
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Shape, Tensor
 from backline.lifecycle.loading.loaded import LoadedStreams, LoadedVersion
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load
@@ -24,6 +19,11 @@ from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.stage import StagedModel
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.signature import TensorSpec
+from backline_client.values.tensor import Shape, Tensor
 from support import models
 from support.networks import looping
 

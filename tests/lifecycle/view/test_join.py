@@ -11,16 +11,18 @@ from onnx import TensorProto, helper
 
 from backline.engine.config.joining import Cut, Joining, JoiningCheck, Padding
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline.engine.request_check import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.signature import RequestCheck, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.queueing import settings_of
+from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.view.join import JoinRequests
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.messages import InferRequest
+from backline_client.values.signature import TensorSpec
+from backline_client.values.tensor import Tensor
 from support import models
 
 FLOAT = TensorProto.FLOAT
@@ -91,7 +93,9 @@ def test_requests_of_other_lengths_are_passed_over_unless_the_order_is_another_o
         "m", max_batch_size=8, joining=Joining(padding={"x": Padding(axes=(1,))}), **settings
     )  # type: ignore[arg-type]
 
-    assert (settings_of(config, load(doubler(tmp_path), config)).batch.reach > 0) is passed_over
+    assert (
+        settings_of(config, load(doubler(tmp_path), config), LifecycleOptions()).batch.reach > 0
+    ) is passed_over
 
 
 def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.observe.tracing.settings import SpanOptions, TraceConfig, parse_trace_config
+from backline_client.values.errors import InvalidArgument
 from docs.pages import code, read, table
 
 

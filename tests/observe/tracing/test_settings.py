@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.errors import InvalidArgument
 from backline.observe.tracing.settings import SettingTable, TraceSetting, changed, read_levels
+from backline_client.values.errors import InvalidArgument
 
 ON = ("TIMESTAMPS",)
 _changes = st.dictionaries(

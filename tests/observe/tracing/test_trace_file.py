@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from backline.engine.engine import Engine
-from backline.engine.errors import Cancelled, InvalidArgument
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
 from backline.observe.tracing import trace_file
 from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.trace import Exchange
 from backline.observe.tracing.trace_file import MAX_ELEMENTS, TraceFile, tensor_document
 from backline.workers.batch import Batch
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import Cancelled, InvalidArgument
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 
 
 def _trace(file: TraceFile, setting: TraceSetting, id: str = "") -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
+from backline_client.values.errors import InvalidArgument
 from repository.configuration.cases import REFUSED, TAKEN
 
 

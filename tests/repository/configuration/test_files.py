@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.protos import message
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
+from backline_client.protos import message
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
 
 
 def folder(problem: str = "", **contents: str) -> Listing:
@@ -150,6 +150,6 @@ def test_a_complete_configuration_must_name_inputs_and_outputs() -> None:
         read(folder(config_dot_pbtxt=f"in{tensor}"), "m", complete=True)
     with pytest.raises(
         InvalidArgument,
-        match=r"^'/r/m' holds no config.pbtxt, and .* not completed from the model; add a config.pbtxt$",
+        match=r"^failed to open text file for read /r/m/config.pbtxt: No such file .* add this file$",
     ):
         read(folder(), "m", complete=True)

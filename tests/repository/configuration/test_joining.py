@@ -6,10 +6,10 @@ import pytest
 
 from backline.engine.config.joining import BatchInput, Cut, Joining, Padding
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
 from backline.repository.configuration import read, text, toml
 from backline.repository.listing import FileEntry, Listing
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
 
 TOML = """
 max_batch_size = 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
+from backline_client.values.errors import InvalidArgument
 
 OBJECTIVE = "[objective]\np99_ms = 50\n"
 TENSORS = (

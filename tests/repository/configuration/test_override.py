@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration.override import read_override
 from backline.repository.listing import FileEntry, Listing
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import InvalidArgument
+from backline_client.values.signature import TensorSpec
 
 FOLDER = Listing("m", {"labels.txt": FileEntry(8, "")}, frozenset(), lambda _: b"cat\ndog\n")
 

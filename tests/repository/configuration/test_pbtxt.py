@@ -12,11 +12,11 @@ from msgspec.structs import replace
 
 from backline.engine.config.instance_group import InstanceGroup, Resource
 from backline.engine.config.model_config import ModelConfig, QueuePolicy, VersionPolicy
-from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, InvalidArgument
+from backline_client.values.signature import TensorSpec
 
 PASSIVE = "passive instance groups have no effect: no backend uses instances that get no requests"
 
@@ -92,8 +92,8 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         instance_groups=(
             InstanceGroup(2, kind="cpu", name="a"),
             InstanceGroup(2, kind="gpu", gpus=(0, 3)),
-            InstanceGroup(1, kind="model", passive=True),
-            InstanceGroup(1, (Resource("a", 3), Resource("b", 1, everywhere=True)), 2),
+            InstanceGroup(1, kind="model", passive=True, counted=False),
+            InstanceGroup(1, (Resource("a", 3), Resource("b", 1, everywhere=True)), 2, counted=False),
         ),
         lane="thread",
         dynamic_batching=True,

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.config.model_config import ModelConfig, VersionPolicy
-from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, InvalidArgument
+from backline_client.values.signature import TensorSpec
 
 
 def config(text: str) -> ModelConfig:

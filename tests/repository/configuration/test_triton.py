@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from backline import connect
-from backline.client import Client
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
-from backline.protos import message, to_plain
 from backline.repository.configuration import read
 from backline.repository.configuration.completion import fill_defaults
 from backline.repository.configuration.override import read_override
 from backline.repository.listing import FileEntry, Listing
+from backline_client.client import Client
+from backline_client.protos import message, to_plain
+from backline_client.values.errors import InvalidArgument
 from repository.configuration.cases import MODEL, NOT_COMPLETED, OVERRIDES, PAIRS, REFUSED, TAKEN, TENSORS
 from support.server import ServerProcess, serve
 from support.triton_server import tritonserver

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from backline.backends.registry import FORMATS
-from backline.engine.errors import InvalidArgument
 from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundModel
+from backline_client.values.errors import InvalidArgument
 from support.repositories import put
 
 

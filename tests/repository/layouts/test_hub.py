@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from backline.backends.registry import FORMATS
-from backline.engine.errors import InvalidArgument
 from backline.repository.layouts.hub import find_served, hub_name
 from backline.repository.listing import FileEntry, Listing
+from backline_client.values.errors import InvalidArgument
 
 
 def listing(*paths: str) -> Listing:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
+from backline_client.values.errors import InvalidArgument
 from support.repositories import put, scan, served
 
 

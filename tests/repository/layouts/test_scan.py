@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.backends.registry import FORMATS
-from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.names import version_order
 from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.local import LocalRepository
+from backline_client.values.errors import BacklineError, InvalidArgument
+from backline_client.values.names import version_order
 from support.repositories import ONNX, put
 
 PARTS = st.sampled_from(

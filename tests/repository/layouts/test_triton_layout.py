@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument, NotFound
+from backline_client.values.errors import InvalidArgument, NotFound
 from support.repositories import only, put, scan, served, unprivileged_folder
 
 

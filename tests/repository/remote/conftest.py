@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.registry import ONNX
+from backline.backends.registry import FORMATS
 from backline.repository.location import open_repository
 from backline.repository.repository import FetchedVersion, FoundModel, Repository
 from support.object_stores import Store, azure, gcs, s3
@@ -113,7 +113,7 @@ def opened(cache: Path) -> Iterator[Open]:
     repositories: list[Repository] = []
 
     def open_one(location: str) -> Repository:
-        repositories.append(open_repository(location, formats=(ONNX,), cache=cache))
+        repositories.append(open_repository(location, formats=FORMATS, cache=cache))
         return repositories[-1]
 
     yield open_one

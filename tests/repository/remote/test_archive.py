@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.registry import ONNX
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.names import printable
-from backline.repository.remote.archive import web_files
+from backline.backends.registry import FORMATS
+from backline.plugins.repositories.web.archive import web_files
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.remote import RemoteRepository
 from backline.system.archive_limits import UnpackLimits
+from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline_client.values.names import printable
 from support import models
 from support.web import Page, WebServer
 
@@ -239,8 +239,8 @@ def test_a_link_in_a_zip_is_refused(web: WebServer, opened: Open) -> None:
 
 def limited(location: str, cache: Path, limits: UnpackLimits) -> RemoteRepository:
     contents = ContentCache(cache)
-    files = web_files(location, (ONNX,), contents, limits)
-    return RemoteRepository(files, contents, formats=(ONNX,), nested=True)
+    files = web_files(location, FORMATS, contents, limits)
+    return RemoteRepository(files, contents, formats=FORMATS, nested=True)
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import Unavailable
 from backline.repository.remote.cache import KEEP_SECONDS, ContentCache
-from backline.system.file_lock import Stopped
+from backline_client.system.file_lock import Stopped
+from backline_client.values.errors import Unavailable
 from support import models
 from support.web import WebServer
 
@@ -131,12 +131,12 @@ def test_concurrent_fetches_download_once(web: WebServer, model: bytes, opened: 
 FETCH = """
 import asyncio, sys
 from pathlib import Path
-from backline.backends.registry import ONNX
-from backline.engine.errors import BacklineError
+from backline.backends.registry import FORMATS
+from backline_client.values.errors import BacklineError
 from backline.repository.location import open_repository
 
 async def main():
-    repository = open_repository(sys.argv[1], formats=(ONNX,), cache=Path(sys.argv[2]))
+    repository = open_repository(sys.argv[1], formats=FORMATS, cache=Path(sys.argv[2]))
     model = (await repository.scan())[0]
     fetched = await repository.fetch(model, model.versions[0], lambda here, total: None)
     print(len(fetched.path.read_bytes()))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import backline
-from backline.backends.registry import ONNX
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.backends.registry import FORMATS
 from backline.lifecycle.wanted import Sources
 from backline.repository.location import open_repository
+from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from support import models
 from support.hub import publish
 from support.server import serve
@@ -173,7 +173,7 @@ async def test_models_with_the_same_layout_are_told_apart(
     publish(web, store, "other/song", usual)
 
     async def names(*locations: str, namespacing: bool = False) -> list[str]:
-        opened = [open_repository(location, formats=[ONNX], cache=cache) for location in locations]
+        opened = [open_repository(location, formats=FORMATS, cache=cache) for location in locations]
         sources = Sources(opened, namespacing=namespacing)
         try:
             return sorted(name for name, source in (await sources.scan()).items() if not source.found.problem)

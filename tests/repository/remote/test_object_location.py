@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
-from backline.repository.remote.object_location import parse_location
+from backline.plugins.repositories.object_store.object_location import parse_location
+from backline_client.values.errors import InvalidArgument
 
 AZURE = "AccountName=acme;AccountKey=a2V5;EndpointSuffix=core.windows.net;DefaultEndpointsProtocol=https"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from support import models
 from support.object_stores import Store
 from support.tools import Certificate, make_certificate, run

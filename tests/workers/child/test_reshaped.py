@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from backline.engine.config.joining import Joining
-from backline.engine.errors import Internal, InvalidArgument
 from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 from backline.workers.child.reshaped import is_reshaped, shapes_of
+from backline_client.values.errors import Internal, InvalidArgument
 
 OUTPUTS = [Spec("y", "FP32", [4])]
 

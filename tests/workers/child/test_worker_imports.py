@@ -15,7 +15,7 @@ from importlib import import_module
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top not in {"backline", "numpy", "msgspec", *sys.stdlib_module_names}:
+        if top not in {"backline", "backline_client", "numpy", "msgspec", *sys.stdlib_module_names}:
             raise ModuleNotFoundError(f"no module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())

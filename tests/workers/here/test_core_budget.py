@@ -12,15 +12,15 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from backline.backends.identity import Identity
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import measure
+from backline.plugins.runtimes.reference.identity import Identity
 from backline.system.cores import pinned
 from backline.workers.batch import Batch
 from backline.workers.here import execution
 from backline.workers.here.execution import BudgetedExecution, CoreBudget
+from backline_client.values.datatypes import DataType
+from backline_client.values.signature import Signature, TensorSpec
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.instance import Instance, runs_off_loop
+from backline_client.values.datatypes import DataType
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 
 
 def compute(seconds: float) -> None:

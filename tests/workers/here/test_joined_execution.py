@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.config.joining import Cut, Joining, Padding
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
+from backline.plugins.runtimes.onnx.runtime import OnnxRuntime
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.joiner import Joiner
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 from support import models
 
 FLOAT = TensorProto.FLOAT

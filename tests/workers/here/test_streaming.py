@@ -12,17 +12,17 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model, ModelState, Serving
 from backline.engine.responses import MAX_WAITING, Responses
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, Parameter, SequenceStep
-from backline.engine.values.signature import Signature, TensorSpec
-from backline.engine.values.tensor import Tensor
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.here.streaming import MAX_HANDED, StreamPool
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Internal, InvalidArgument, Unavailable
+from backline_client.values.messages import InferRequest, Parameter, SequenceStep
+from backline_client.values.signature import Signature, TensorSpec
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.repositories import put
 
@@ -87,9 +87,8 @@ class Served:
         served = Model("count", "1", ModelConfig("count", decoupled=True))
         served.signature = model.signature
         served.statistics.responses = self.statistics
-        served.check = lambda _: None
         self.scheduler = Scheduler("count", Settings(), self.pool.instances, served.statistics, loop=loop)
-        served.queue = self.scheduler
+        served.serving = Serving(lambda _: None, self.scheduler)
         served.state = ModelState.READY
         self.engine.add(served)
         self.engine.refresh()

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backline.engine.errors import InvalidArgument
 from backline.model import Audio, Image
 from backline.model.image import ImageHint
 from backline.workers.child.decoder import Decoder
+from backline_client.values.errors import InvalidArgument
 from support.repositories import put
 from support.server import serve
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.engine.errors import Internal, Unavailable
+from backline_client.values.errors import Internal, Unavailable
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -22,7 +22,7 @@ from support.waiting import until
 INTERPRETER = """#!{python}
 import os, sys
 if sys.argv[1].endswith("start.py"):
-    os.dup2(int(sys.argv[5]), 99)
+    os.dup2(int(sys.argv[6]), 99)
 os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 """
 CONFIG = """

@@ -24,13 +24,13 @@ import pytest
 
 import backline
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, Internal
-from backline.engine.values.device import Gpus
+from backline.engine.device import Gpus
 from backline.lifecycle.loading.instances import place
 from backline.workers.channel.protocol import WorkerLoad
 from backline.workers.process import process as worker_process
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand, WorkerProcess
+from backline_client.values.errors import BacklineError, Internal
 from support.embedded import start
 from support.repositories import put
 from support.server import ServerProcess, serve

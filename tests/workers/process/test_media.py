@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -18,7 +19,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 import backline
-from backline.engine.errors import BacklineError
+from backline_client.values.errors import BacklineError
 from support.repositories import put
 from support.server import ServerProcess, serve
 
@@ -235,7 +236,7 @@ def test_meaningless_hints_fail_the_load(tmp_path: Path) -> None:
         tmp_path / "models",
         tmp_path / "log",
         ready=False,
-        environment={"PYTHONPATH": f"{tmp_path / 'path'}:{Path(backline.__file__).parents[1]}"},
+        environment={"PYTHONPATH": os.pathsep.join((str(tmp_path / "path"), *sys.path))},
     ) as server:
         server.wait_started()
         with backline.connect(server.url) as client:

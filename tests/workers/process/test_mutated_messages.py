@@ -20,14 +20,10 @@ import numpy as np
 import pytest
 
 from backline.engine.config.model_config import ModelConfig
+from backline.engine.device import Gpus
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model, ModelState, Serving
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.device import Gpus
-from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
-from backline.engine.values.tensor import Tensor
 from backline.lifecycle.call_graph import CallGraph
 from backline.lifecycle.loading.instances import place
 from backline.lifecycle.model_calls import ModelCalls
@@ -59,6 +55,10 @@ from backline.workers.debugged import DebuggedWorker
 from backline.workers.process.job import BatchRun
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Internal, InvalidArgument
+from backline_client.values.messages import InferRequest, InferResponse, ResponseFlow
+from backline_client.values.tensor import Tensor
 
 DATA, CONTROL, CALLS = range(3)
 ROW = np.zeros((1, 4), np.float32).tobytes()
@@ -110,7 +110,7 @@ class Stage:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.faults.append(context))
         called = Model("double", "1", ModelConfig("double"), ModelState.READY)
-        called.check, called.queue = (lambda _: None), NoQueue()
+        called.serving = Serving(lambda _: None, NoQueue())
         self.engine.add(called)
         calls = ModelCalls(self.engine, CallGraph(), None, Model("puppet", "1", ModelConfig("puppet")))
         options = PoolOptions(idempotent=False, worker=type("Loaded", (Puppet,), {"loads": self.loaded}))

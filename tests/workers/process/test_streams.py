@@ -20,11 +20,11 @@ import pytest
 import tritonclient.grpc as triton
 
 import backline
-from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.model import ModelState
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest
-from backline.engine.values.tensor import Tensor
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Unavailable
+from backline_client.values.messages import InferRequest
+from backline_client.values.tensor import Tensor
 from support.embedded import start
 from support.repositories import put
 from support.server import ServerProcess, metrics_page, serve

@@ -24,12 +24,12 @@ import tritonclient.http as tritonclient
 
 import backline
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.ticket import Ticket
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, InferResponse
-from backline.engine.values.tensor import Tensor
 from backline.workers.child.model_code import find_model
+from backline_client.values.datatypes import DataType
+from backline_client.values.errors import BacklineError, Internal, InvalidArgument
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Tensor
 from support.embedded import AwaitedTicket, start
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -9,7 +9,7 @@ import pytest
 import tritonclient.grpc as triton
 
 import backline
-from backline.client import Client
+from backline_client.client import Client
 from support.server import ServerProcess, serve
 from workers.process.calls.models import put_models
 

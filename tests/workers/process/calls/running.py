@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
-from backline.client import Client
+from backline_client.client import Client
 from support.server import ServerProcess
 from support.waiting import until
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from backline.client import Client
-from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
+from backline_client.client import Client
+from backline_client.values.errors import Internal, InvalidArgument, NotFound, Unavailable
 from support.server import ServerProcess
 from support.waiting import until
 from workers.process.calls.running import text

@@ -13,8 +13,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from backline.client import Client
-from backline.engine.errors import Unavailable
+from backline_client.client import Client
+from backline_client.values.errors import Unavailable
 from support.server import ServerProcess
 from support.waiting import until
 from workers.process.calls.running import Gate, executions, text, waiting

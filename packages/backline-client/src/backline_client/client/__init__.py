@@ -1,0 +1,105 @@
+"""The client: `connect(url)` and `connect_async(url)`, over HTTP, over gRPC or within the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from backline_client.client.aio import AsyncClient, AsyncModel
+from backline_client.client.options import ClientOptions
+from backline_client.client.result import InferResult
+from backline_client.client.sync import Client, Model
+
+__all__ = [
+    "AsyncClient",
+    "AsyncModel",
+    "Client",
+    "ClientOptions",
+    "InferResult",
+    "Model",
+    "connect",
+    "connect_async",
+]
+
+
+def connect(
+    url: str,
+    *,
+    timeout: float = 60.0,
+    connect_timeout: float = 10.0,
+    headers: Mapping[str, str] | None = None,
+    verify: bool = True,
+    ca: str | Path | None = None,
+    certificate: str | Path | None = None,
+    key: str | Path | None = None,
+    max_connections: int = 256,
+    retries: int = 1,
+    api_key: str | None = None,
+    idempotent: bool = True,
+) -> Client:
+    """Returns a synchronous client, which any number of threads may share.
+
+    `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/to/socket (HTTP),
+    grpc+unix:/path, or inproc:///path/to/repository. The last of these loads the models into this process, as
+    Embedded does, and may end with options, as in ?model=add1&memory_budget=2GiB. The default port is 8000
+    for http, 8001 for grpc, and 443 for https and grpcs.
+
+    To use several servers with the same models, separate their URLs by commas, or give a host name that
+    resolves to all of them (dns+http://name, dns+grpcs://name), or a Ray deployment (ray://deployment); each
+    request goes to one of the servers. A network client connects when it sends its first request. The other
+    arguments are the fields of ClientOptions.
+
+    >>> with connect("http://localhost:8000") as client:
+    ...     notes = client["basic_pitch"](audio)
+    """
+    options = ClientOptions(
+        timeout,
+        connect_timeout,
+        headers or {},
+        verify,
+        ca,
+        certificate,
+        key,
+        max_connections,
+        retries,
+        api_key,
+        idempotent,
+    )
+    return Client(url, options)
+
+
+def connect_async(
+    url: str,
+    *,
+    timeout: float = 60.0,
+    connect_timeout: float = 10.0,
+    headers: Mapping[str, str] | None = None,
+    verify: bool = True,
+    ca: str | Path | None = None,
+    certificate: str | Path | None = None,
+    key: str | Path | None = None,
+    max_connections: int = 256,
+    retries: int = 1,
+    api_key: str | None = None,
+    idempotent: bool = True,
+) -> AsyncClient:
+    """Returns an asyncio client, which connects when it sends its first request. The arguments are those of
+    `connect`.
+
+    >>> async with connect_async("grpc://localhost:8001") as client:
+    ...     notes = await client["basic_pitch"](audio)
+    """
+    options = ClientOptions(
+        timeout,
+        connect_timeout,
+        headers or {},
+        verify,
+        ca,
+        certificate,
+        key,
+        max_connections,
+        retries,
+        api_key,
+        idempotent,
+    )
+    return AsyncClient(url, options)

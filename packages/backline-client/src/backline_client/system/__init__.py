@@ -1,0 +1,1 @@
+"""What the operating system provides: private files, locks, a user's folders, and polling."""

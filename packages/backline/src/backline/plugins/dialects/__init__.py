@@ -1,0 +1,1 @@
+"""Protocols besides the Open Inference Protocol."""

@@ -1,0 +1,366 @@
+"""Describes what each HTTP route does, for people and client generators.
+
+A test checks that every route is described.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from backline.dialects.bodies.bodies import ARROW, CSV
+from backline.plugins.dialects.openapi.schemas import (
+    BINARY,
+    BOOLEAN,
+    EVENT,
+    INFER_REQUEST,
+    INFER_RESPONSE,
+    OBJECT,
+    STRING,
+    TENSOR,
+    WHOLE,
+    Schema,
+    fields,
+    having,
+    listed,
+)
+from backline_client.values.control import LONGEST_PAGE
+
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
+#: The schema for the name of a model, version or label.
+NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255}
+VERSION: Schema = {"anyOf": [NAME, {"type": "integer"}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """The description of a route. `responses` maps media types to schemas; if it is empty, responses have no
+    body.
+
+    `further` maps statuses other than 200 to their meanings, if the body is then a JSON object that is not an
+    error.
+    """
+
+    tag: str
+    summary: str
+    responses: Mapping[str, Schema] = field(default_factory=dict)
+    request: Mapping[str, Schema] = field(default_factory=dict)
+    needs_body: bool = False
+    query: Mapping[str, Schema] = field(default_factory=dict)
+    header: Mapping[str, Schema] = field(default_factory=dict)
+    further: Mapping[int, str] = field(default_factory=dict)
+
+
+def _json(schema: Schema) -> Mapping[str, Schema]:
+    return {JSON: schema}
+
+
+def read(tag: str, summary: str, schema: Schema, **query: Schema) -> Operation:
+    return Operation(tag, summary, _json(schema), query=query)
+
+
+def change(
+    tag: str, summary: str, request: Schema | None = None, response: Schema | None = None, **query: Schema
+) -> Operation:
+    needs = request is not None and "required" in request
+    return Operation(
+        tag,
+        summary,
+        {} if response is None else _json(response),
+        {} if request is None else _json(request),
+        needs,
+        query,
+    )
+
+
+def both(suffix: str, operation: Operation) -> dict[tuple[str, str], Operation]:
+    """Returns an operation for a model, and the same operation for one of its versions. `suffix` is the
+    method and the end of the path, such as "GET /config".
+    """
+    method, _, end = suffix.partition(" ")
+    return {
+        (method, f"/v2/models/{{}}{end}"): operation,
+        (method, f"/v2/models/{{}}/versions/{{}}{end}"): operation,
+    }
+
+
+_HEALTH = having({"live": BOOLEAN, "ready": BOOLEAN})
+_INDEX = listed(having({"name": STRING}))
+_LABELS = having({"name": STRING, "labels": {"type": "object", "additionalProperties": STRING}})
+_CHANGE = having({"time": {"type": "number"}, "action": STRING, "model": STRING})
+_RECORDING = having({"model": STRING, "state": STRING, "count": WHOLE, "recorded": WHOLE})
+_SETTINGS: Schema = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [STRING, listed(STRING), {"type": "null"}]},
+}
+_EXAMPLES = having({"examples": listed(having({"name": STRING}))})
+_LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": LONGEST_PAGE, "default": 100}
+_EMPTY = fields({}, {"parameters": OBJECT})
+_SIZES = {"offset": {"type": "integer", "minimum": 0}, "byte_size": {"type": "integer", "minimum": 0}}
+_MODEL, _SERVER, _REPOSITORY = "Models", "Server", "Repository"
+_CONSOLE = "Console"
+_LABEL, _SETTING, _MEMORY, _INFER = "Versions and labels", "Settings", "Shared memory", "Inference"
+
+#: The header fields of a request that runs a model once.
+_REQUEST_FIELDS: Mapping[str, Schema] = {
+    "x-request-id": {**STRING, "description": "The id of the request in traces."},
+    "grpc-timeout": {
+        "type": "string",
+        "pattern": "^[0-9]{1,8}[HMSmun]$",
+        "description": "When the client no longer needs the response, such as 500m for 500 milliseconds.",
+    },
+}
+
+_PLAIN = Operation(
+    _INFER,
+    "Run a model on inputs by name; responds with JSON or, depending on Accept, with one output as a file",
+    {
+        JSON: OBJECT,
+        EVENTS: EVENT,
+        "application/x-npy": BINARY,
+        "image/png": BINARY,
+        "audio/wav": BINARY,
+        "text/plain": STRING,
+        "application/octet-stream": BINARY,
+        CSV: STRING,
+        ARROW: BINARY,
+    },
+    {
+        JSON: OBJECT,
+        "multipart/form-data": OBJECT,
+        "application/x-npy": BINARY,
+        "application/octet-stream": BINARY,
+        CSV: STRING,
+        ARROW: BINARY,
+    },
+    True,
+    query={
+        "priority": WHOLE,
+        "timeout": WHOLE,
+        "sequence_id": STRING,
+        "sequence_start": BOOLEAN,
+        "sequence_end": BOOLEAN,
+    },
+    header=_REQUEST_FIELDS,
+)
+
+#: The operations by method and pattern. Routes with and without a version share an operation.
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("GET", "/"): Operation(
+        _CONSOLE,
+        "The console for browsers, the list of routes for other clients",
+        {JSON: OBJECT, "text/html": STRING},
+    ),
+    ("GET", "/console"): Operation(_CONSOLE, "The console", {"text/html": STRING}),
+    ("GET", "/console/{}"): Operation(
+        _CONSOLE,
+        "A file of the console",
+        {"text/html": STRING, "text/css": STRING, "text/javascript": STRING, "image/svg+xml": STRING},
+    ),
+    ("GET", "/v2/access"): read(
+        _SERVER, "The caller's permissions", having({"name": STRING, "grants": listed(OBJECT)})
+    ),
+    ("GET", "/v2/activity"): Operation(
+        _SERVER,
+        "Counters of all models; as server-sent events, the changes of each second",
+        {JSON: OBJECT, EVENTS: EVENT},
+    ),
+    ("GET", "/v2/traces"): Operation(
+        _SERVER,
+        "Traces of the last requests; as server-sent events, the trace of each request when it ends",
+        {JSON: OBJECT, EVENTS: EVENT},
+    ),
+    ("GET", "/v2/graph"): read(_MODEL, "Models that call other models", having({"models": listed(OBJECT)})),
+    ("GET", "/openapi.json"): read(_SERVER, "This document", OBJECT),
+    ("GET", "/metrics"): Operation(_SERVER, "Metrics for Prometheus", {"text/plain": STRING}),
+    ("GET", "/v2"): read(
+        _SERVER, "Name, version and extensions", having({"name": STRING, "version": STRING})
+    ),
+    ("GET", "/v2/health/live"): read(_SERVER, "Whether the process responds", _HEALTH),
+    ("GET", "/v2/health/ready"): Operation(
+        _SERVER, "Whether the server is ready", _json(_HEALTH), further={503: "Not ready", 400: "Not ready"}
+    ),
+    ("GET", "/v2/models"): read(
+        _MODEL,
+        "The models and the state of each version",
+        having({"models": listed(STRING), "versions": listed(OBJECT)}),
+    ),
+    ("GET", "/v2/models/stats"): read(
+        _MODEL, "Counters of all models", having({"model_stats": listed(OBJECT)})
+    ),
+    **both(
+        "GET ",
+        read(_MODEL, "Inputs, outputs and versions", having({"name": STRING, "inputs": listed(TENSOR)})),
+    ),
+    **both("GET /config", read(_MODEL, "The complete configuration", having({"name": STRING}))),
+    **both(
+        "GET /explain-config",
+        read(
+            _MODEL,
+            "The complete configuration, with parameters that say how the server runs the model",
+            having({"name": STRING}),
+        ),
+    ),
+    **both(
+        "GET /config-origins",
+        read(
+            _MODEL,
+            "Where each value of the configuration comes from",
+            having({"name": STRING, "values": listed(having({"path": STRING, "origin": STRING}))}),
+        ),
+    ),
+    **both("GET /stats", read(_MODEL, "Counters", having({"model_stats": listed(OBJECT)}))),
+    **both("GET /openapi.json", read(_MODEL, "The OpenAPI document of this model", OBJECT)),
+    **both(
+        "GET /ready",
+        Operation(
+            _MODEL,
+            "Whether the model takes requests",
+            _json(OBJECT),
+            further={503: "Not ready", 400: "Not ready"},
+        ),
+    ),
+    ("POST", "/models/{}"): _PLAIN,
+    ("POST", "/models/{}/versions/{}"): _PLAIN,
+    **{
+        ("GET", f"/models/{{}}{version}/stream"): Operation(
+            _INFER,
+            "Run a model on each message of a WebSocket; any other request gets 426",
+            query={"output": STRING, "sequence": BOOLEAN},
+        )
+        for version in ("", "/versions/{}")
+    },
+    **both(
+        "POST /infer",
+        Operation(
+            _INFER,
+            "Run a model (Open Inference Protocol)",
+            {JSON: INFER_RESPONSE, "application/octet-stream": BINARY},
+            {JSON: INFER_REQUEST},
+            True,
+        ),
+    ),
+    **both(
+        "POST /infer_stream",
+        Operation(
+            _INFER,
+            "Run a model; a server-sent event per response",
+            {EVENTS: EVENT},
+            {JSON: INFER_REQUEST},
+            True,
+        ),
+    ),
+    **both(
+        "POST /generate",
+        Operation(_INFER, "Run a model (generate extension)", _json(OBJECT), _json(OBJECT), True),
+    ),
+    **both(
+        "POST /generate_stream",
+        Operation(
+            _INFER,
+            "Run a model (generate extension); a server-sent event per response",
+            {EVENTS: EVENT},
+            _json(OBJECT),
+            True,
+        ),
+    ),
+    ("GET", "/v2/repository/index"): read(_REPOSITORY, "All versions with state and reason", _INDEX),
+    ("POST", "/v2/repository/index"): change(
+        _REPOSITORY, "All versions with state and reason", fields({}, {"ready": BOOLEAN}), _INDEX
+    ),
+    ("GET", "/v2/repository/{}/index"): read(_REPOSITORY, "The same as /v2/repository/index", _INDEX),
+    ("POST", "/v2/repository/{}/index"): change(
+        _REPOSITORY, "The same as /v2/repository/index", fields({}, {"ready": BOOLEAN}), _INDEX
+    ),
+    ("POST", "/v2/repository/{}/models/{}/load"): change(_REPOSITORY, "Not supported"),
+    ("POST", "/v2/repository/{}/models/{}/unload"): change(_REPOSITORY, "Not supported"),
+    ("POST", "/v2/repository/models/{}/load"): change(
+        _REPOSITORY, "Load the versions that the model's policy selects", _EMPTY
+    ),
+    ("POST", "/v2/repository/models/{}/versions/{}/load"): change(_REPOSITORY, "Load one version", _EMPTY),
+    ("POST", "/v2/repository/models/{}/unload"): change(_REPOSITORY, "Unload a model", _EMPTY),
+    ("POST", "/v2/repository/models/{}/versions/{}/unload"): change(
+        _REPOSITORY, "Unload one version", _EMPTY
+    ),
+    ("POST", "/v2/repository/refresh"): change(_REPOSITORY, "Scan the repositories now"),
+    ("GET", "/v2/repository/locations"): read(
+        _REPOSITORY,
+        "The repositories, with their last scans",
+        having({"repositories": listed(having({"location": STRING}))}),
+    ),
+    ("GET", "/v2/repository/history"): read(
+        _REPOSITORY,
+        "The last changes",
+        having({"changes": listed(_CHANGE), "cursor": STRING}),
+        model=STRING,
+        limit=_LIMIT,
+        cursor=STRING,
+    ),
+    ("GET", "/v2/audit"): read(
+        _REPOSITORY,
+        "The last entries of the audit log",
+        having({"entries": listed(having({"time": {"type": "number"}})), "cursor": STRING}),
+        limit=_LIMIT,
+        cursor=STRING,
+        after={"type": "number"},
+    ),
+    ("GET", "/v2/models/{}/examples"): read(_MODEL, "The examples that the model ships", _EXAMPLES),
+    ("GET", "/v2/models/{}/examples/{}"): Operation(
+        _MODEL, "The file of an example", {"application/octet-stream": BINARY}
+    ),
+    ("GET", "/v2/models/{}/recorded"): read(_SETTING, "The inputs of recorded requests", _EXAMPLES),
+    ("GET", "/v2/models/{}/labels"): read(_LABEL, "The labels and their versions", _LABELS),
+    ("PUT", "/v2/models/{}/labels/{}"): change(
+        _LABEL, "Point a label to a version", fields({"version": VERSION}, {"expected": VERSION}), OBJECT
+    ),
+    ("DELETE", "/v2/models/{}/labels/{}"): change(_LABEL, "Remove a label", None, OBJECT, expected=STRING),
+    ("POST", "/v2/models/{}/promote"): change(
+        _LABEL, "Make a version the stable one", fields({"version": VERSION}, {"expected": VERSION}), OBJECT
+    ),
+    ("POST", "/v2/models/{}/rollback"): change(
+        _LABEL, "Undo the last move of a label", fields({}, {"label": NAME}), OBJECT
+    ),
+    ("GET", "/v2/logging"): read(_SETTING, "The settings of the log", OBJECT),
+    ("POST", "/v2/logging"): change(_SETTING, "Change settings of the log", OBJECT, OBJECT),
+    ("GET", "/v2/logging/lines"): Operation(
+        _SETTING,
+        "The last lines of the log; as server-sent events, also each new line",
+        {JSON: having({"lines": listed(OBJECT)}), EVENTS: EVENT},
+    ),
+    ("GET", "/v2/trace/setting"): read(_SETTING, "The trace settings", OBJECT),
+    ("POST", "/v2/trace/setting"): change(_SETTING, "Change trace settings", _SETTINGS, OBJECT),
+    ("GET", "/v2/models/{}/trace/setting"): read(_SETTING, "The trace settings of a model", OBJECT),
+    ("POST", "/v2/models/{}/trace/setting"): change(
+        _SETTING, "Change trace settings of a model", _SETTINGS, OBJECT
+    ),
+    ("GET", "/v2/models/{}/record"): read(_SETTING, "The progress of a recording", _RECORDING),
+    ("DELETE", "/v2/models/{}/record"): change(_SETTING, "End a recording", None, _RECORDING),
+    **{
+        ("POST", f"/v2/models/{{}}{version}/record"): change(
+            _SETTING,
+            "Record the next requests for the model's warm-up",
+            fields(
+                {},
+                {"count": {"type": "integer", "minimum": 1}, "max_bytes": {"type": "integer", "minimum": 1}},
+            ),
+            _RECORDING,
+        )
+        for version in ("", "/versions/{}")
+    },
+    **{
+        (method, f"/v2/{kind}sharedmemory{end}"): operation
+        for kind in ("system", "cuda")
+        for method, end, operation in (
+            ("GET", "/status", read(_MEMORY, "All regions", listed(OBJECT))),
+            ("GET", "/region/{}/status", read(_MEMORY, "A region", listed(OBJECT))),
+            ("POST", "/unregister", change(_MEMORY, "Unregister all regions")),
+            ("POST", "/region/{}/unregister", change(_MEMORY, "Unregister a region")),
+        )
+    },
+    ("POST", "/v2/systemsharedmemory/region/{}/register"): change(
+        _MEMORY, "Register a region", fields({"key": STRING, "byte_size": _SIZES["byte_size"]}, _SIZES)
+    ),
+    ("POST", "/v2/cudasharedmemory/region/{}/register"): change(_MEMORY, "Register a region", OBJECT),
+}

@@ -1,0 +1,159 @@
+"""Plain HTTP: POST /models/{model} runs a model on inputs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
+from urllib.parse import quote
+
+import msgspec
+
+from backline.access.scope import Scope
+from backline.dialects.bodies import json_rows
+from backline.dialects.bodies.bodies import BODIES
+from backline.dialects.bodies.values import value_of
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.event_stream import EventStreams
+from backline.dialects.exchange import (
+    HTTP,
+    HttpBody,
+    ReadRequest,
+    RequestIntake,
+    UnaryInference,
+    deadline_of,
+)
+from backline.dialects.off_loop import OffLoop
+from backline.dialects.plugin import Dialect
+from backline.dialects.router import Router
+from backline.engine.engine import Engine
+from backline.engine.model import Model
+from backline.engine.tracing import Trace
+from backline.plugins.dialects.plain.media import EVENTS, JSON, TEXT, WRITERS, accepted, choose_output
+from backline.plugins.dialects.plain.reader import PlainPlan, PlainReader, query_parameters
+from backline.wire.application import HttpRequest
+from backline_client.values.errors import NotAcceptable
+from backline_client.values.messages import InferRequest, InferResponse
+from backline_client.values.tensor import Buffer, Tensor
+
+_STREAMS = "the model sends any number of responses; ask for them with Accept: text/event-stream"
+_Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
+_encode = msgspec.json.Encoder().encode
+
+
+class PlainDialect(Dialect):
+    """Plain HTTP and its WebSockets."""
+
+    def add_routes(self, router: Router) -> None:
+        from backline.plugins.dialects.plain.sockets import SocketService  # uses this module
+
+        PlainService(self.context.engine, self.context.deferred).add_routes(router)
+        SocketService(self.context.engine).add_routes(router)
+
+
+class PlainService:
+    """Registers the routes of plain HTTP. A decoupled model's responses are a stream of events."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+        self._engine = engine
+        self._deferred = deferred
+        self._off_loop = OffLoop()
+        self._streams = EventStreams(self._off_loop)
+        self._read = PlainReader(engine).read
+        self._take_one = self._unary(self._read)
+        self._take_stream = self._streaming(self._read)
+
+    def add_routes(self, router: Router) -> None:
+        router.add(Scope.INFER, "POST", "/models/{}", self._run, "")
+        router.add(Scope.INFER, "POST", "/models/{}/versions/{}", self._run)
+
+    def _unary(self, read: ReadRequest[PlainPlan]) -> _Take:
+        inference = UnaryInference(self._engine, HTTP, read, write_plain, self._off_loop, decoupled=_STREAMS)
+        return inference.take
+
+    def _streaming(self, read: ReadRequest[PlainPlan]) -> _Take:
+        return RequestIntake(self._engine, HTTP, read, self._stream, self._off_loop).take
+
+    def _run(self, model: str, version: str, request: HttpRequest) -> None:
+        def known() -> None:
+            streams = _wants_events(request.headers, self._engine.find_ready(model, version))
+            if request.query:
+                read = partial(self._read, further=query_parameters(request.query))
+                take = self._streaming(read) if streams else self._unary(read)
+            else:
+                take = self._take_stream if streams else self._take_one
+            take(request, request.body, request.headers, model, version, deadline_of(request.headers))
+
+        self._deferred.when_known(model, version, request, known)
+
+    def _stream(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        plan: PlainPlan,
+    ) -> None:
+        admit = None if request.identity is None else request.identity.follow
+        responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
+        self._streams.answer(request, asked.model_name, responses, partial(plain_document, plan))
+
+
+def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
+    """Returns whether to send the responses as events.
+
+    Raises NotAcceptable if the client wants a single response from a decoupled model.
+    """
+    field = headers.get(b"accept", b"")
+    if b"event-stream" in field and accepted(field).kind == EVENTS:
+        return True
+    if model.decoupled and field not in (b"", b"*/*"):
+        raise NotAcceptable(_STREAMS)
+    return model.decoupled
+
+
+def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
+    """Returns the header fields and the body of the response, in the form that the client accepts.
+
+    Raises NotAcceptable if the outputs cannot be sent in that form, InvalidArgument if the client named an
+    unknown output, and Internal for an output that must be JSON but is not.
+    """
+    version = (b"backline-model-version", quote(response.model_version).encode())
+    form = plan.form
+    body = BODIES.get(form.kind)
+    if body is not None:
+        labels = {spec.name: spec.labels for spec in plan.outputs}
+        return ((b"content-type", form.kind.encode()), version), [body.write(response.outputs, labels)]
+    write = WRITERS.get(form.kind)
+    if write is None:
+        return ((b"content-type", JSON.encode()), version), [plain_document(plan, response)]
+    kind = f"{form.kind}; charset=utf-8" if form.kind == TEXT else form.kind
+    return ((b"content-type", kind.encode()), version), [
+        write(choose_output(shaped(plan, response), form), form)
+    ]
+
+
+def plain_document(plan: PlainPlan, response: InferResponse) -> bytes:
+    """Returns the outputs as JSON: by name, or a list of rows if the request was one.
+
+    Raises Internal for an output that must be JSON but is not, and NotAcceptable for outputs that are not
+    rows.
+    """
+    documents = frozenset([spec.name for spec in plan.outputs if spec.json])
+    if plan.rows:
+        labels = {spec.name: spec.labels for spec in plan.outputs}
+        return json_rows.write(response.outputs, labels, documents)
+    outputs = shaped(plan, response)
+    return _encode({one.name: value_of(one, json=one.name in documents) for one in outputs})
+
+
+def shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:
+    """Returns the outputs, without the batch dimension if the request had none."""
+    if not plan.unbatched:
+        return response.outputs
+    return [
+        Tensor(one.name, one.datatype, one.shape[1:], one.data.reshape(one.shape[1:]))
+        if one.shape and one.shape[0] == 1
+        else one
+        for one in response.outputs
+    ]

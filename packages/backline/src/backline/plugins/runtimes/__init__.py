@@ -1,0 +1,1 @@
+"""The runtimes that load model files."""

@@ -1,0 +1,1 @@
+"""Commands that measure, examine or package."""

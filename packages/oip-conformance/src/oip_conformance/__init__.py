@@ -1,0 +1,1 @@
+"""A conformance suite for servers of the Open Inference Protocol."""

@@ -1,0 +1,1 @@
+"""Writes the suite's models in the forms that servers load."""

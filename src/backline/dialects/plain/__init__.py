@@ -1,1 +1,0 @@
-"""Plain HTTP: inputs by name as JSON, files or a raw body; outputs as JSON or as a file."""

@@ -1,1 +1,0 @@
-"""The remote lane, which serves models by forwarding their requests to other servers."""
