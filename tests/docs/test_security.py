@@ -54,8 +54,9 @@ def test_every_class_names_tests_that_exist(tests: set[str], name: str, named: s
 def test_no_module_imports_a_deserialiser_that_runs_code() -> None:
     files = list((ROOT / "packages").glob("*/src/**/*.py"))
     assert len(files) > 300
-    # It writes an object of the program that calls it, and reads nothing.
+    # They write objects, and read nothing.
     files.remove(ROOT / "packages/backline/src/backline/background.py")
+    files.remove(ROOT / "packages/oip-conformance/src/oip_conformance/models/writer.py")
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
