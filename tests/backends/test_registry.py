@@ -13,7 +13,7 @@ import pytest
 from backends.loading import load
 from backline.backends.plugin import BACKENDS
 from backline.backends.registry import FORMATS, choose
-from backline.engine.config.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline_client.values.errors import InvalidArgument
 
 BLOCKED = """
@@ -122,6 +122,18 @@ def test_a_misspelt_backend_suggests_the_nearest() -> None:
         match=re.escape("config.pbtxt: there is no backend 'xgbost', did you mean 'xgboost'?"),
     ):
         choose(ModelConfig("m", backend="xgbost", source="config.pbtxt"), Path("model.json"))
+
+
+def test_a_folder_in_a_built_in_format_needs_no_scan_of_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scanned() -> tuple[ModelFormat, ...]:
+        raise AssertionError("the installed distributions were scanned")
+
+    monkeypatch.setattr(FORMATS, "further", scanned)
+    (tmp_path / "saved_model.pb").touch()
+
+    assert choose(ModelConfig("m"), tmp_path).name == "tensorflow"
 
 
 def test_every_format_has_its_backend_and_every_backend_its_name() -> None:

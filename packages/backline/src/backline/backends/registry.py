@@ -110,9 +110,13 @@ def _is_in(folder: Path, filename: str) -> bool:
 def _format_of(path: Path) -> ModelFormat | None:
     """Returns the format of a file or folder, if known. Full names take precedence over suffixes."""
     if os.path.isdir(path):
-        folders = (format for format in (*FORMATS, *FORMATS.further()) if format.folder)
-        return next((one for one in folders if any(_is_in(path, name) for name in one.filenames)), None)
+        return _folder_format(path, FORMATS) or _folder_format(path, FORMATS.further())
     return _format_named(path.name)
+
+
+def _folder_format(path: Path, formats: Sequence[ModelFormat]) -> ModelFormat | None:
+    folders = (format for format in formats if format.folder)
+    return next((one for one in folders if any(_is_in(path, name) for name in one.filenames)), None)
 
 
 def _format_named(filename: str) -> ModelFormat | None:
