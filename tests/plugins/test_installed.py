@@ -177,6 +177,18 @@ def test_a_misspelt_command_is_suggested_from_what_is_installed(site: Path) -> N
     assert "Did you mean 'toycommand'?" in done.stderr
 
 
+def test_a_record_that_does_not_say_its_version_is_refused(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    for name in TOYS.values():
+        record = tmp_path / "site" / name / "__init__.py"
+        record.write_text(record.read_text().replace("    api_version=1,\n", ""))
+
+    listed = _run("backline", "plugins", "list", site=tmp_path / "site")
+
+    assert listed.returncode == 1
+    assert listed.stderr.count("set api_version in its record, to 1 for this server") == len(TOYS)
+
+
 def test_another_version_of_the_interface_is_refused_with_one_sentence(
     old_site: Path, tmp_path: Path
 ) -> None:

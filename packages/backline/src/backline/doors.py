@@ -37,7 +37,8 @@ class Plugin(Struct, frozen=True, kw_only=True):
     summary: str = ""
     extra: str = ""
     page: str = ""
-    api_version: int = API_VERSION
+    #: The version of the interface that the code was written for. Only built-in plug-ins leave it out.
+    api_version: int = 0
 
     @property
     def serves(self) -> tuple[str, ...]:
@@ -102,7 +103,12 @@ class Door(Generic[Record]):
         except Exception as error:
             return Installed(point.name, distribution, None, f"{where} cannot be imported: {error!r}")
         version = getattr(record, "api_version", API_VERSION)
-        if version != API_VERSION:
+        if version == 0:
+            problem = (
+                f"{where} does not say for which version of the plug-in interface it is: set api_version in"
+                f" its record, to {API_VERSION} for this server"
+            )
+        elif version != API_VERSION:
             problem = (
                 f"{where} is for version {version} of the plug-in interface, but this server has version"
                 f" {API_VERSION}: install releases of both that fit"

@@ -16,7 +16,7 @@ from backline.cli.command import CommandGroup
 from backline.cli.commands import COMMANDS
 from backline.cli.table import print_table
 from backline.dialects.plugin import DIALECTS
-from backline.doors import Door, Plugin
+from backline.doors import API_VERSION, Door, Plugin
 from backline.repository.plugin import REPOSITORIES
 
 #: All doors, in the order of the list.
@@ -80,7 +80,7 @@ def _listed(kind: str, record: Plugin, source: str, extras: dict[str, list[str]]
         source,
         f"backline[{record.extra}]" if record.extra in extras else record.extra,
         there,
-        record.api_version,
+        record.api_version or API_VERSION,
         record.page,
         "",
     )
