@@ -283,7 +283,8 @@ def test_header_fields_that_must_be_understood_are_refused(tmp_path: Path, rsa_i
     def check(site: Site) -> None:
         for fields in ({"crit": ["exp"]}, {"crit": []}, {"crit": ["b64"], "b64": False}):
             token = forged(rsa_issuer, {"alg": "RS256", "kid": "first", **fields}) + b".AAAA"
-            assert "critical header field" in site.refusal(token)
+            told = site.refusal(token)
+            assert "crit" in told or "b64" in told
 
     with_site(tmp_path, rsa_issuer, check)
 

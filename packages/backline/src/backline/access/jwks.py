@@ -42,13 +42,6 @@ class SigningKey:
     thumbprint: str
     key: Any
 
-    def verify(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
-        """Returns whether `signature` is this key's signature of `signed`.
-
-        The key must support the algorithm.
-        """
-        return bool(jwt.get_algorithm_by_name(algorithm).verify(signed, self.key, signature))
-
 
 def read_key_set(content: bytes, where: str) -> tuple[SigningKey, ...]:
     """Returns the usable keys of a set; keys for other purposes are left out. Errors refer to the set as
