@@ -140,11 +140,6 @@ class RpcCall:
 
     # receiving
 
-    @property
-    def unanswered(self) -> bool:
-        """Whether `succeed` may be called: no part of a response message has been received."""
-        return self._message is None and self._assembler is None
-
     def feed(self, data: bytes, begin: int, end: int) -> None:
         """Processes data[begin:end] of the response. Raises RpcError if the response is malformed."""
         if self._message is None and self._assembler is None and end - begin >= PREFIX_SIZE:
@@ -188,10 +183,6 @@ class RpcCall:
             self.fail(from_grpc_code(head.code, text, head.retry_after))
         else:
             self._succeed()
-
-    def succeed(self, message: Buffer) -> None:
-        """Ends the call with the only message of a complete response."""
-        self._end(message, None)
 
     def _succeed(self) -> None:
         if self._message is None:
@@ -280,10 +271,6 @@ class RpcStream(RpcCall):
             self.connection.grant(self, self._owed)
             self._owed = 0
         return message
-
-    @property
-    def unanswered(self) -> bool:
-        return False  # its messages are counted towards its window one by one
 
     def feed(self, data: bytes, begin: int, end: int) -> None:
         self._assemble(data, begin, end)

@@ -11,7 +11,6 @@ from struct import Struct
 from typing import cast
 
 from backline.plugins.fleet.rpc_call import ResponseBlocks, ResponseHead, RpcCall
-from backline.plugins.fleet.whole_answer import WholeAnswer, sizes_in
 from backline.wire.application import Buffer, RpcError
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE
 from backline.wire.http2 import frames
@@ -27,7 +26,6 @@ from backline.wire.limits import KIB, MIB, Limits
 from backline_client.client.errors import ConnectionFailed, ConnectionLost, ProtocolError
 from backline_client.system.busy_poll import BusyPoll
 from backline_client.values.errors import BacklineError, Cancelled, Unavailable
-from backline_client.values.memo import Memo
 
 log = logging.getLogger("backline.plugins.fleet")
 
@@ -51,8 +49,6 @@ _QUANTUM = 128 * KIB
 _WRITE_AT = 64 * KIB
 #: The header of the DATA frame of a call that needs only one, and the prefix of the message in the frame.
 _LONE_FRAME = Struct(">IBIBI")
-#: The maximum number of sizes of responses that a connection remembers.
-_SIZES = 64
 #: The maximum size, in bytes, of a header block that arrives in several frames.
 _MAX_BUFFERED_FRAME = 1 * MIB
 #: A connection accepts no calls with higher stream numbers. This is well below HTTP/2's maximum of 2^31-1.
@@ -111,9 +107,6 @@ class RpcConnection(asyncio.Protocol):
         #: The END_STREAM flag of the current DATA frame or header block.
         self._ends = 0
         self._block: bytearray | None = None
-        #: The sizes of the frames of responses that were received whole, by the size of the response. The
-        #: next response of the same size probably has frames of the same sizes.
-        self._whole: Memo[int, WholeAnswer] = Memo(_SIZES)
         # sending
         self._parts: list[Buffer] = []
         self._scheduled = False
@@ -313,44 +306,16 @@ class RpcConnection(asyncio.Protocol):
         if type(data) is not bytes:
             data = bytes(data)  # TLS delivers other kinds of buffers, but header blocks must be hashable
         try:
-            if not self._answer_whole(data):
-                self._receive(data)
+            if self._received:
+                data = self._received + data
+                self._received = b""
+            self._read(data)
         except ConnectionFailure as failure:
             self._fail(failure)
         except Exception:
             log.exception("closing the connection to %s after an internal error", self._url)
             self._fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
         self._poll.note_input()
-
-    def _answer_whole(self, data: bytes) -> bool:
-        """Ends a call if `data` is its complete and successful response, and nothing else. Returns whether it
-        is.
-        """
-        if self._received or self._left or self._block is not None:
-            return False
-        whole = self._whole.get(len(data))
-        found = None if whole is None else whole.message(data, self._blocks.known.get)
-        if whole is None or found is None:
-            sizes = sizes_in(data)
-            if sizes is not None:
-                self._whole.keep(len(data), sizes)
-            return False
-        number, message = found
-        call = self.calls.get(number)
-        if call is None or not call.unanswered:
-            return False
-        self._window_in -= whole.length
-        if self._window_in < _REPLENISH_AT:
-            self._replenish()
-        self._end(call)
-        call.succeed(message)
-        return True
-
-    def _receive(self, data: bytes) -> None:
-        if self._received:
-            data = self._received + data
-            self._received = b""
-        self._read(data)
 
     def _fail(self, failure: ConnectionFailure) -> None:
         if self._transport is not None and not self._transport.is_closing():
