@@ -23,6 +23,7 @@ from backline.plugins.dialects.plain import PLUGINS as PLAIN
 from backline.testing.dialects import DialectConformance, Sample
 from backline.wire.application import Ingress
 from backline_client.values.errors import InvalidArgument
+from support import distributions
 from support.models import add1
 
 CODE = """
@@ -70,10 +71,7 @@ class Installer:
         (self._folder / f"{module}.py").write_text(
             CODE.format(name=name, module=module, version=version, fails=fails or "pass", more=more)
         )
-        info = self._folder / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[backline.dialects]\n{name} = {module}:PLUGIN\n")
+        distributions.install(self._folder, name, {"backline.dialects": {name: f"{module}:PLUGIN"}})
 
 
 @pytest.fixture

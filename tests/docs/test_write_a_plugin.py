@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from docs.pages import blocks
 from support import models
+from support.distributions import install_project
 from support.server import serve
 
 
@@ -21,15 +21,8 @@ def install(page: str, folder: Path) -> None:
             file = folder / block.text.split("\n", 1)[0].removeprefix("# ")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text)
-    (project,) = (tomllib.loads(block.text)["project"] for block in blocks(page) if block.language == "toml")
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    ((group, points),) = project["entry-points"].items()
-    lines = [f"{name} = {target}" for name, target in points.items()]
-    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
+    (project,) = (block.text for block in blocks(page) if block.language == "toml")
+    install_project(folder, project)
 
 
 def run(folder: Path, *arguments: str) -> CompletedProcess[str]:

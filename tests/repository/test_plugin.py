@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import backline
 from backline.repository.plugin import REPOSITORIES, RepositoryPlugin
 from docs.pages import blocks
 from support import models
+from support.distributions import install_project
 from support.server import serve
 
 PAGE = "docs/write-a-repository-scheme.md"
@@ -27,17 +27,7 @@ def installed(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sqlite_models.py").write_text(texts["python"])
-    project = tomllib.loads(texts["toml"])["project"]
-    info = folder / f"sqlite_models-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    lines = [
-        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
-        for group, points in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
+    install_project(folder, texts["toml"])
     return folder
 
 
