@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Concatenate, ParamSpec, TypeVar
 
 from backline_client.client.aio import AsyncClient, AsyncModel
 from backline_client.client.options import ClientOptions
@@ -22,21 +24,30 @@ __all__ = [
 ]
 
 
-def connect(
-    url: str,
-    *,
-    timeout: float = 60.0,
-    connect_timeout: float = 10.0,
-    headers: Mapping[str, str] | None = None,
-    verify: bool = True,
-    ca: str | Path | None = None,
-    certificate: str | Path | None = None,
-    key: str | Path | None = None,
-    max_connections: int = 256,
-    retries: int = 1,
-    api_key: str | None = None,
-    idempotent: bool = True,
-) -> Client:
+P = ParamSpec("P")
+AnyClient = TypeVar("AnyClient", Client, AsyncClient)
+
+
+def _taking(
+    options: Callable[P, ClientOptions],
+) -> Callable[[Callable[[str, ClientOptions], AnyClient]], Callable[Concatenate[str, P], AnyClient]]:
+    """Makes a function of a URL and options take the fields of the options as arguments."""
+
+    def decorate(function: Callable[[str, ClientOptions], AnyClient]) -> Callable[..., AnyClient]:
+        @wraps(function)
+        def connecting(url: str, *positional: P.args, **named: P.kwargs) -> AnyClient:
+            return function(url, options(*positional, **named))
+
+        url, _ = signature(function).parameters.values()
+        shown = signature(function).replace(parameters=[url, *signature(options).parameters.values()])
+        connecting.__signature__ = shown  # type: ignore[attr-defined]
+        return connecting
+
+    return decorate
+
+
+@_taking(ClientOptions)
+def connect(url: str, options: ClientOptions) -> Client:
     """Returns a synchronous client, which any number of threads may share.
 
     `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/to/socket (HTTP),
@@ -52,54 +63,15 @@ def connect(
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)
     """
-    options = ClientOptions(
-        timeout,
-        connect_timeout,
-        headers or {},
-        verify,
-        ca,
-        certificate,
-        key,
-        max_connections,
-        retries,
-        api_key,
-        idempotent,
-    )
     return Client(url, options)
 
 
-def connect_async(
-    url: str,
-    *,
-    timeout: float = 60.0,
-    connect_timeout: float = 10.0,
-    headers: Mapping[str, str] | None = None,
-    verify: bool = True,
-    ca: str | Path | None = None,
-    certificate: str | Path | None = None,
-    key: str | Path | None = None,
-    max_connections: int = 256,
-    retries: int = 1,
-    api_key: str | None = None,
-    idempotent: bool = True,
-) -> AsyncClient:
+@_taking(ClientOptions)
+def connect_async(url: str, options: ClientOptions) -> AsyncClient:
     """Returns an asyncio client, which connects when it sends its first request. The arguments are those of
     `connect`.
 
     >>> async with connect_async("grpc://localhost:8001") as client:
     ...     notes = await client["basic_pitch"](audio)
     """
-    options = ClientOptions(
-        timeout,
-        connect_timeout,
-        headers or {},
-        verify,
-        ca,
-        certificate,
-        key,
-        max_connections,
-        retries,
-        api_key,
-        idempotent,
-    )
     return AsyncClient(url, options)

@@ -24,7 +24,7 @@ def check_api_key(key: str, source: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
     """The options of a client. `timeout`, the default for each request, and `connect_timeout` are in seconds.
 
