@@ -111,38 +111,40 @@ def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaE
     return tuple(found)
 
 
-@decodable
-class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A [[keys]] table. `sha256` is the hash of the key."""
+class _Caller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The fields of all tables of callers."""
 
-    name: _Name
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-    scopes: list[Scope]
-    models: _Models = msgspec.field(default_factory=lambda: ["*"])
-    expires: datetime | None = None
     quota: QuotaEntry | None = None
     quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
+class _NamedCaller(_Caller, frozen=True, kw_only=True):
+    name: _Name
+    scopes: list[Scope]
+    models: _Models = msgspec.field(default_factory=lambda: ["*"])
+    expires: datetime | None = None
+
+
 @decodable
-class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KeyEntry(_NamedCaller, frozen=True, kw_only=True):
+    """A [[keys]] table. `sha256` is the hash of the key."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+@decodable
+class CertificateEntry(_NamedCaller, frozen=True):
     """A [[certificates]] table: the permissions of clients whose certificate matches `subject` and `san`.
 
     The table needs at least one of these two fields.
     """
 
-    name: _Name
-    scopes: list[Scope]
     subject: _Text | None = None
     san: _Text | None = None
-    models: _Models = msgspec.field(default_factory=lambda: ["*"])
-    expires: datetime | None = None
-    quota: QuotaEntry | None = None
-    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 @decodable
-class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TokenEntry(_Caller, frozen=True, kw_only=True):
     """A [[tokens]] table: an issuer whose tokens are accepted. See TokenRule for the fields.
 
     Without `jwks`, the issuer's metadata is fetched to find its keys (OpenID Connect Discovery).
@@ -158,17 +160,13 @@ class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     models: _Models = msgspec.field(default_factory=lambda: ["*"])
     leeway: Annotated[float, Meta(ge=0, le=300)] = 30.0
-    quota: QuotaEntry | None = None
-    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 @decodable
-class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AnonymousEntry(_Caller, frozen=True):
     """The [anonymous] table: what requests without credentials may do."""
 
     scopes: list[Scope] = msgspec.field(default_factory=list)
-    quota: QuotaEntry | None = None
-    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 @decodable
