@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backline.wire.application import Bound, Buffer, Call, Certificate, Denial, Fields, RpcError
+from backline.wire.application import Bound, Buffer, Call, Denial, Fields, RpcError
 from backline.wire.compression import inflated_beginning
-from backline.wire.connection import peer_address
 from backline.wire.grpc.messages import (
     BEGINNING,
     DEADLINE_EXCEEDED,
@@ -53,14 +52,6 @@ class GrpcExchange(Stream):
         self.metadata = head.headers
         self.deadline = None
         self.on_abandon = None
-
-    @property
-    def peer(self) -> str:
-        return peer_address(self.connection.transport)
-
-    @property
-    def certificate(self) -> Certificate | None:
-        return self.connection.ingress.certificate
 
     def begin(self) -> None:
         head = self.head

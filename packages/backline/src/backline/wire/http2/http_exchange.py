@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream
+from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 from backline.wire.body import Body
 from backline.wire.compression import (
     INLINE,
@@ -19,7 +19,7 @@ from backline.wire.compression import (
     negotiate,
     overfull,
 )
-from backline.wire.connection import RETRY_AFTER, http_date, peer_address
+from backline.wire.connection import RETRY_AFTER, http_date
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
@@ -54,14 +54,6 @@ class HttpExchange(Stream, HttpRequest):
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
         Stream.__init__(self, connection, number, head)
         HttpRequest.__init__(self, head.method, head.path, head.query, head.headers, b"")
-
-    @property
-    def peer(self) -> str:
-        return peer_address(self.connection.transport)
-
-    @property
-    def certificate(self) -> Certificate | None:
-        return self.connection.ingress.certificate
 
     # Receiving
 

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from backline.wire.application import Buffer
+from backline.wire.application import Buffer, Certificate
 from backline.wire.body import NO_ROOM
+from backline.wire.connection import peer_address
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW, ConnectionFailure, StreamFailure
 from backline.wire.http2.request_head import RequestHead
@@ -88,6 +89,14 @@ class Stream:
         self.connection = connection
         self.number = number
         self.head = head
+
+    @property
+    def peer(self) -> str:
+        return peer_address(self.connection.transport)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self.connection.ingress.certificate
 
     @abstractmethod
     def begin(self) -> None:
