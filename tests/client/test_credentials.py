@@ -160,3 +160,7 @@ def test_a_key_is_in_no_representation() -> None:
     options = ClientOptions(api_key="bk_secret")
     assert "bk_secret" not in repr(options)
     assert "bk_secret" not in repr(find_credential(Address.parse("http://host"), options))
+
+
+def test_no_headers_may_be_none() -> None:
+    assert ClientOptions(headers=None).headers == {}  # type: ignore[arg-type]

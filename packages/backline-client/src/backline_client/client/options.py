@@ -51,6 +51,7 @@ class ClientOptions:
     idempotent: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "headers", self.headers or {})  # programs may pass on a None of their own
         for name in ("timeout", "connect_timeout"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(
