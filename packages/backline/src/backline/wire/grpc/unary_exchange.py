@@ -73,13 +73,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         self._receive_in_parts(data, begin, end, ended)
 
     def _receive_in_parts(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        self.check_length(end - begin, ended)
-        if end - begin < CRUMB and not ended:
-            self.connection.spend(1)
-        if ended:
-            self.remote_open = False
-            if self.upload_size:
-                self.leave_line()
+        self.count_piece(end - begin, ended)
         if self.answered:
             return
         assembler = self._assembler

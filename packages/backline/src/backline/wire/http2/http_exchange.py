@@ -23,7 +23,7 @@ from backline.wire.connection import RETRY_AFTER, http_date
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.stream import CRUMB, Stream
+from backline.wire.http2.stream import Stream
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -82,13 +82,7 @@ class HttpExchange(Stream, HttpRequest):
             )
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        self.check_length(end - begin, ended)
-        if end - begin < CRUMB and not ended:
-            self.connection.spend(1)
-        if ended:
-            self.remote_open = False
-            if self.upload_size:
-                self.leave_line()
+        self.count_piece(end - begin, ended)
         if self.answered:
             return
         if begin < end and not self._gather(data, begin, end):
@@ -320,11 +314,7 @@ class VitalExchange(HttpExchange):
             self._handle()
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        self.check_length(end - begin, ended)
-        if end - begin < CRUMB and not ended:
-            self.connection.spend(1)
-        if ended:
-            self.remote_open = False
+        self.count_piece(end - begin, ended)
         self.begun_without_body()
 
     def awaits_client(self) -> bool:

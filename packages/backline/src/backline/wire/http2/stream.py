@@ -159,6 +159,16 @@ class Stream:
         """Extends the stream's window by as much of a large body as the other large bodies leave room for."""
         self.connection.reader.data.grant_room(self)
 
+    def count_piece(self, size: int, ended: int) -> None:
+        """Counts a piece of the body. Raises StreamFailure as `check_length` does."""
+        self.check_length(size, ended)
+        if size < CRUMB and not ended:
+            self.connection.spend(1)
+        if ended:
+            self.remote_open = False
+            if self.upload_size:
+                self.leave_line()
+
     def leave_line(self) -> None:
         """Removes the large body from `wire.uploads` once it is complete or no longer received."""
         self.upload_size = self.ungranted = 0
