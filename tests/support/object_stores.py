@@ -9,6 +9,7 @@ import hmac
 import json
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -148,11 +149,31 @@ def process(arguments: list[str], port: int, log: Path) -> Iterator[None]:
         running.wait(10)
 
 
+#: Moto, with a lock: it checks the condition of a PUT and then writes, which real stores do in one step.
+_MOTO = """
+import os, sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+moto, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+
+def application(environ, start_response):
+    with turn:
+        return moto(environ, start_response)
+
+
+os.environ["MOTO_PORT"] = sys.argv[1]
+run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)
+"""
+
+
 @contextlib.contextmanager
 def s3(log: Path) -> Iterator[Store]:
     relay, [port] = Relay(), free_ports(1)
     relay.target = port
-    with process([tool("moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, log):
+    tool("moto_server")
+    with process([sys.executable, "-c", _MOTO, str(port)], port, log):
         url = f"http://127.0.0.1:{port}"
         yield Store(
             "s3",
