@@ -9,6 +9,7 @@ import pytest
 
 from backline.lifecycle.wanted import Source, Sources
 from backline.repository.local import LocalRepository
+from backline.repository.repository import FoundModel
 from backline_client.values.errors import InvalidArgument
 from support.repositories import ONNX, put
 
@@ -59,6 +60,31 @@ def test_with_namespaces_the_repository_of_each_served_model_is_known(tmp_path: 
     blue, green = str(tmp_path / "blue"), str(tmp_path / "green")
     assert with_namespaces.namespaces == {"blue.add": blue, "green.add": green, "mul": green}
     assert without.namespaces == {}
+
+
+def test_repositories_count_in_the_configured_order_whichever_is_read_first(tmp_path: Path) -> None:
+    for name in ("blue", "green"):
+        put(tmp_path / name / "add" / "1" / "model.onnx")
+
+    class Slow(LocalRepository):
+        async def scan(self) -> list[FoundModel]:
+            await read.wait()
+            return await super().scan()
+
+    class Fast(LocalRepository):
+        async def scan(self) -> list[FoundModel]:
+            found = await super().scan()
+            read.set()
+            return found
+
+    read = asyncio.Event()
+    repositories = [Slow(tmp_path / "blue", formats=[ONNX]), Fast(tmp_path / "green", formats=[ONNX])]
+    sources = Sources(repositories, namespacing=True)
+
+    asyncio.run(sources.scan(first=True))
+
+    assert list(sources.namespaces) == ["blue.add", "green.add"]
+    assert sources.ambiguous == {"add": ("blue.add", "green.add")}
 
 
 def test_namespaces_that_are_the_same_are_refused(tmp_path: Path) -> None:

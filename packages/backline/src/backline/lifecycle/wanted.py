@@ -240,8 +240,8 @@ class Sources:
                 location,
                 model.name,
             ): f"{self._prefixes[location] if holders[model.name] > 1 else ''}{model.name}"
-            for location, found in self._found.items()
-            for model in found
+            for location in self._repositories  # in the configured order: scans end in any order
+            for model in self._found.get(location, ())
         }
         if any(self._prefixes.values()):
             self.namespaces.clear()
@@ -252,7 +252,7 @@ class Sources:
                     self.ambiguous[plain] = (*self.ambiguous.get(plain, ()), name)
         full = {self._prefixes[location] + name: shown for (location, name), shown in served.items()}
         sources: dict[str, list[Source]] = {}
-        for location, repository in self._repositories.items():  # in the configured order
+        for location, repository in self._repositories.items():
             found, prefix = self._found.get(location, ()), self._prefixes[location]
             names = (
                 {**full, **{model.name: served[location, model.name] for model in found}} if prefix else {}
