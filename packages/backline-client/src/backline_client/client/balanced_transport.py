@@ -201,8 +201,12 @@ class BalancedTransport(Transport):
 
         Another client, or this program before a restart, may have begun the sequence.
         """
-        key = _sequence_of(call)
-        if key is None or _begins_sequence(call):
+        parameters = call.parameters or {}
+        number = parameters.get("sequence_id")
+        if number in (None, 0, ""):
+            return None, None, False
+        key = call.model, number
+        if parameters.get("sequence_start"):
             return key, None, False
         _, url = self._sequences.get(key) or ("", None)
         endpoint = next((one for one in self.balancer.endpoints if one.url == url), None)
@@ -370,17 +374,6 @@ async def _awaited(call: BalancedCall[Any], answered: asyncio.Future[T]) -> T:
         return await answered
     finally:
         call.abandon()
-
-
-def _sequence_of(call: InferCall) -> object:
-    """Returns a key for the sequence that a call belongs to, or None if the call belongs to none."""
-    number = (call.parameters or {}).get("sequence_id")
-    return None if number in (None, 0, "") else (call.model, number)
-
-
-def _begins_sequence(call: InferCall) -> bool:
-    """Returns whether a call is the first of a sequence."""
-    return _sequence_of(call) is not None and bool((call.parameters or {}).get("sequence_start"))
 
 
 class _OneServerOnly(ModelControl):

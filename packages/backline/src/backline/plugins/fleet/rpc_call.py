@@ -97,6 +97,8 @@ class RpcCall:
         "window_in",
         "window_out",
     )
+    #: Whether the response is a stream of any number of messages.
+    _many = False
 
     def __init__(
         self,
@@ -181,11 +183,7 @@ class RpcCall:
         elif head.code:
             text = head.message or f"{self._url} answered {self.method} with gRPC status {head.code}"
             self.fail(from_grpc_code(head.code, text, head.retry_after))
-        else:
-            self._succeed()
-
-    def _succeed(self) -> None:
-        if self._message is None:
+        elif self._message is None and not self._many:
             self.fail(ProtocolError(f"{self._url} ended a call of {self.method} without a response"))
         else:
             self._end(self._message, None)
@@ -195,7 +193,11 @@ class RpcCall:
         self._end(None, error)
 
     def _end(self, message: Buffer | None, error: BacklineError | None) -> None:
-        self._close()
+        self.closed = self.answered = True
+        # `Deadlines` may refer to the call for a while longer, but must not keep the messages of the call in
+        # memory.
+        self.parts = ()
+        self._message = None
         self.connection = None
         report, self._on_end = self._on_end, None
         if report is not None:
@@ -211,14 +213,7 @@ class RpcCall:
         self._on_end = None
         if not self.closed:
             self._leave()
-            self._close()
-
-    def _close(self) -> None:
-        self.closed = self.answered = True
-        # `Deadlines` may refer to the call for a while longer, but must not keep the messages of the call in
-        # memory.
-        self.parts = ()
-        self._message = None
+            self._end(None, None)
 
     def _leave(self) -> None:
         connection, self.connection = self.connection, None
@@ -238,6 +233,7 @@ class RpcStream(RpcCall):
     """
 
     __slots__ = ("_arrived", "_error", "_messages", "_owed")
+    _many = True
 
     def __init__(self, url: str, method: str, header: bytes, parts: Sequence[Buffer], timeout: float) -> None:
         super().__init__(url, method, header, parts, timeout, self._ended)
@@ -284,9 +280,6 @@ class RpcStream(RpcCall):
     def _received(self, message: Buffer) -> None:
         self._messages.append(message)
         self._arrived.set()
-
-    def _succeed(self) -> None:
-        self._end(None, None)
 
     def _ended(self, message: Buffer | None, error: BacklineError | None) -> None:
         self._error = error
