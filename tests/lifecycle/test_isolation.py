@@ -314,6 +314,23 @@ def test_the_fork_server_ends_when_it_is_idle(
     asyncio.run(scenario())
 
 
+def test_the_memory_budget_counts_the_fork_server_and_can_end_it(home: Homes, repository: Path) -> None:
+    models.add1(repository)
+
+    async def scenario() -> None:
+        async with home(repository, isolate="new", memory_budget=4 << 30) as server:
+            assert await server.answer() == 1
+            shared = server.lifecycle._shared
+            assert not shared.needs_fork_server(tried=False)
+            assert shared.held(()).trials > 10 << 20
+            shared.end_idle_fork_server()
+            assert shared.held(()).trials == 0
+            assert shared.needs_fork_server(tried=False)
+            assert not shared.needs_fork_server(tried=True)
+
+    asyncio.run(scenario())
+
+
 GOOD = Passed(Measured(times=RunTimes({1: 0.001, 2: 0.0015})), ("cpu",))
 
 

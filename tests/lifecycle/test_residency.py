@@ -41,6 +41,8 @@ class House:
         self.left = asyncio.Event()
         #: Called, on a thread, whenever the memory is read.
         self.on_read: Callable[[], object] = lambda: None
+        #: The memory of the idle fork server, which tries files.
+        self.fork_server = 0
         self.residency = Residency(
             budget,
             tenants=lambda: list(self.tenants.values()),
@@ -49,6 +51,7 @@ class House:
             held=self.held,
             gpu_budgets=gpu_budgets,
             trim=lambda: None,
+            release=self.end_fork_server,
         )
 
     def room(self, what: str, needed: int, *, evict: bool) -> AbstractAsyncContextManager[Reservation]:
@@ -64,7 +67,10 @@ class House:
             index: {0: sum(one.gpus.get(index, 0) for one in self.tenants.values())}
             for index in self.residency.gpu_budgets
         }
-        return Held(self.base + inside, {}, workers, gpus)
+        return Held(self.base + inside, {}, workers, gpus, self.fork_server)
+
+    def end_fork_server(self) -> None:
+        self.fork_server = 0
 
     def add(
         self,
@@ -99,6 +105,21 @@ def test_a_load_that_fits_evicts_nothing() -> None:
         house.add("a", 30)
         async with house.room("m", 50 * MIB, evict=True):
             assert house.gone == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("needed", "ended", "gone"), [(20, False, []), (60, True, []), (80, True, ["a"])])
+def test_an_idle_fork_server_counts_and_ends_before_versions_are_evicted(
+    needed: int, ended: bool, gone: list[str]
+) -> None:
+    async def scenario() -> None:
+        house = House()
+        house.add("a", 30)
+        house.fork_server = 40 * MIB
+        async with house.room("m", needed * MIB, evict=True):
+            assert (house.fork_server == 0) == ended
+            assert house.gone == gone
 
     run(scenario)
 

@@ -82,6 +82,7 @@ class Executor:
             put_to_sleep=sleep.put,
             held=shared.held,
             gpu_budgets=None if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
+            release=shared.end_idle_fork_server,
         )
         #: The task that writes the measured memory of models to the state folder.
         self._saving: asyncio.Task[None] | None = None
@@ -304,7 +305,8 @@ class Executor:
         """Loads a version. Raises NoRoom if it does not fit into the memory budget, and the errors of
         Servable.load.
         """
-        needs, residency, kind = self._shared.needs, self._residency, one.kind
+        shared, residency, kind = self._shared, self._residency, one.kind
+        needs = shared.needs
         label = f"model '{one.model.name}' version {one.model.version}"
 
         async def settle(memory: LoadMemory) -> None:
@@ -314,6 +316,10 @@ class Executor:
                 assert reservation is not None, "it is loaded within its reservation"
                 await residency.settle(reservation, memory.need)
 
+        def need() -> Need:
+            tried = known is not None or needs.of(kind).measured
+            return needs.of(kind, starts_fork_server=shared.needs_fork_server(tried=tried))
+
         if not residency.limited:
             reservation = None
             await one.load(self._threads, known, settle)
@@ -321,9 +327,7 @@ class Executor:
         while True:
             reservation = None
             try:
-                async with residency.room(
-                    label, lambda: needs.of(kind), evict=evict, pids=lambda: one.pids
-                ) as reservation:
+                async with residency.room(label, need, evict=evict, pids=lambda: one.pids) as reservation:
                     await residency.watch(
                         reservation,
                         one.load(self._threads, known, settle),

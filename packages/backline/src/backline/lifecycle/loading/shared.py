@@ -56,7 +56,7 @@ class Shared:
         #: memory budget, measurements are kept across restarts.
         self.needs = Needs(state_folder / NEEDS_FILE if options.limits_memory else None)
         self.gpu_budgets = _gpu_budgets(options)
-        self.held = HeldMemory(self.gpu_budgets)
+        self.held = HeldMemory(self.gpu_budgets, self._trial_pids)
         self.meter = LoadMeter(self.needs, self.held)
         #: The worker pools that have running processes.
         self.pools: WeakSet[WorkerPool] = WeakSet()
@@ -73,6 +73,21 @@ class Shared:
             if self._trials is None:
                 self._trials = TrialProcesses()
             return self._trials
+
+    def _trial_pids(self) -> list[int]:
+        return [] if self._trials is None else self._trials.pids
+
+    def needs_fork_server(self, *, tried: bool) -> bool:
+        """Returns whether a load probably has to start the fork server; `tried` says whether the files have
+        passed a trial.
+        """
+        isolate = self.options.isolate
+        return (isolate == "always" or (isolate != "never" and not tried)) and not self._trial_pids()
+
+    def end_idle_fork_server(self) -> None:
+        """Ends the fork server, which tries files, unless a trial runs. Its memory is then free. Blocks."""
+        if self._trials is not None:
+            self._trials.end_if_idle()
 
     def close(self) -> None:
         """Releases the shared objects. Call it once no version uses them."""

@@ -37,23 +37,26 @@ class Held(Struct, frozen=True):
 
     `server` counts only memory that is not shared with a worker, and no mapped files, whose resident bytes
     are in `server_files`. `workers` has the footprint of each worker that has not ended, by its process id.
-    `gpus` has the memory on each GPU, by the GPU's number and the process id.
+    `gpus` has the memory on each GPU, by the GPU's number and the process id. `trials` is the memory of the
+    processes that try model files before the server loads them.
     """
 
     server: int
     server_files: Mapping[str, int] = field(default_factory=dict)
     workers: Mapping[int, Footprint] = field(default_factory=dict)
     gpus: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
+    trials: int = 0
 
 
 class HeldMemory:
     """Reads how much memory the server and its workers hold. Call the methods on a thread, because a read
-    takes milliseconds.
+    takes milliseconds. `trials` returns the ids of the processes that try model files.
     """
 
-    def __init__(self, gpus: GpuBudgets | None = None) -> None:
+    def __init__(self, gpus: GpuBudgets | None = None, trials: Callable[[], Collection[int]] = tuple) -> None:
         self._footprints = Footprints()
         self._gpus = gpus
+        self._trials = trials
         self._lock = threading.Lock()
 
     def __call__(self, pids: Collection[int]) -> Held:
@@ -65,7 +68,8 @@ class HeldMemory:
         # The server also maps the blocks through which workers receive tensors. Their memory counts for the
         # workers only.
         shared = min(server.shared, sum(one.shared for one in workers.values()))
-        return Held(server.own - shared, server.files, workers, self.on_gpus(pids))
+        trials = _proportional_bytes(self._trials())
+        return Held(server.own - shared, server.files, workers, self.on_gpus(pids), trials)
 
     def of_workers(self, pids: Collection[int]) -> Mapping[int, Footprint]:
         """Returns the footprints of the workers with these ids, each including the processes that the worker
@@ -261,6 +265,11 @@ def measure_workers(kind: LoadKind, pids: Collection[int], held: HeldMemory) -> 
     peak = sum(peak_bytes(pid) - count_pages(pid).files for pid in pids)
     on_gpus = {index: sum(by_pid.get(pid, 0) for pid in pids) for index, by_pid in held.on_gpus(pids).items()}
     load = LoadMemory(kind, Need(own, max(own, peak), files, on_gpus, measured=bool(prints)))
-    members = [pid for session in sessions(pids).values() for pid in session]
-    load.shown = sum(map(proportional_bytes, members))
+    load.shown = _proportional_bytes(pids)
     return load
+
+
+def _proportional_bytes(leaders: Collection[int]) -> int:
+    """Returns the sum of the proportional set sizes of all processes in the sessions of these leaders."""
+    members = [pid for session in sessions(leaders).values() for pid in session]
+    return sum(map(proportional_bytes, members))

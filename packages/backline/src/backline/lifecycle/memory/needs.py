@@ -37,6 +37,8 @@ _COPIES_WHILE_LOADING = 1.2
 #: The bytes that a worker process is assumed to need, in addition to the model's files, until a load is
 #: measured: for the interpreter and NumPy and, with TorchServe, for PyTorch.
 _WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB, "mlflow_pyfunc": 250 * MIB}
+#: The bytes that the fork server, which tries files, is assumed to need in addition to the runtime.
+_FORK_SERVER = 24 * MIB
 #: The bytes that the import of a runtime is assumed to add to the server's process, until an import is
 #: measured.
 _RUNTIMES = {
@@ -60,8 +62,8 @@ class Need(Struct, frozen=True):
     `own` is what the loaded model holds and shares with no other process, and `peak` is the maximum that it
     holds during the load. `files` are the files that the workers map, with their resident bytes; libraries
     among them are shared with other workers. `gpus` has the bytes on each GPU. `runtime` is the part of
-    `peak` that comes from importing the runtime into the server's process. Unless `measured` is true, all
-    values are estimates; `runtime` may be an estimate in any case.
+    `peak` that comes from importing the runtime into the server's process, and into the fork server that
+    tries files. Unless `measured` is true, all values are estimates; `runtime` may be an estimate anyway.
     """
 
     own: int = 0
@@ -146,8 +148,11 @@ class Needs:
         if file is not None:
             self._restore(file)
 
-    def of(self, kind: LoadKind) -> Need:
-        """Returns the need of a load: measured, or else estimated from its kind and the size of its files."""
+    def of(self, kind: LoadKind, *, starts_fork_server: bool = False) -> Need:
+        """Returns the need of a load: measured, or else estimated from its kind and the size of its files.
+
+        The load of a file that must be tried first may start a fork server.
+        """
         with self._lock:
             need = self._models.get(kind.key)
             if need is None or not need.measured:
@@ -158,6 +163,8 @@ class Needs:
                 need = replace(estimate, own=own, peak=max(estimate.peak, own))
             if need.own and not kind.workers:
                 runtime = self._import_of(kind.backend)
+                if starts_fork_server:
+                    runtime += _FORK_SERVER + self._size_of_runtime(kind.backend)
                 need = replace(need, peak=need.peak + runtime, runtime=runtime)
             return need
 
@@ -174,6 +181,9 @@ class Needs:
     def _import_of(self, backend: str) -> int:
         if backend in self._imported:
             return 0
+        return self._size_of_runtime(backend)
+
+    def _size_of_runtime(self, backend: str) -> int:
         return self._runtimes.get(backend, _RUNTIMES.get(backend, 0))
 
     def own_estimate(self, kind: LoadKind) -> int:

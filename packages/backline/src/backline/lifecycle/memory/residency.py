@@ -109,7 +109,7 @@ class Residency:
     Use it only on the event loop. `tenants` returns the loaded versions, with times from time.time().
     `workers` returns the ids of all worker processes. `put_to_sleep` unloads the versions with the given
     keys, to be reloaded on request, and returns once their memory is free. `gpu_budgets` holds the budgets of
-    GPUs, in bytes.
+    GPUs, in bytes. `release` ends processes that are kept for later use; it may block.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Residency:
         held: Callable[[Collection[int]], Held],
         gpu_budgets: Mapping[int, int] | None = None,
         trim: Callable[[], object] = trim,
+        release: Callable[[], object] = lambda: None,
     ) -> None:
         if budget is not None:
             return_large_blocks()
@@ -132,6 +133,7 @@ class Residency:
         self._put_to_sleep = put_to_sleep
         self._held = held
         self._trim = trim
+        self._release = release
         self._turn = asyncio.Lock()
         self._first = asyncio.Lock()
         self._running: dict[Reservation, None] = {}
@@ -343,6 +345,7 @@ class Residency:
 
     def _read(self, workers: Collection[int], trim: bool) -> Held:
         if trim:
+            self._release()
             self._trim()
         return self._held(workers)
 
@@ -373,7 +376,8 @@ class Residency:
         demands: dict[Device, Demand] = {}
         if self.budget is not None:
             there = reservation.there(held, need)
-            total = held.server + sum(mapped.values()) + sum(one.own for one in held.workers.values()) - there
+            total = held.server + held.trials + sum(mapped.values()) - there
+            total += sum(one.own for one in held.workers.values())
             total += sum(max(one.need.peak - one.there(held, one.need), 0) for one in others)
             files = sum(size for name, size in need.files.items() if name not in mapped)
             demands[CPU] = Demand(

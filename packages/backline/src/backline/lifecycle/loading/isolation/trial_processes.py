@@ -96,9 +96,16 @@ class TrialProcesses:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._running = 0
+        self._trials: set[int] = set()
         self._idle: threading.Timer | None = None
         #: The number of trials so far, for tests.
         self.started = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the fork server, if it runs, and of the trials. Each leads a session."""
+        with self._lock:
+            return ([] if self._process is None else [self._process.pid]) + list(self._trials)
 
     def try_out(self, job: TrialJob, runtime: str, limits: TrialLimits, trial: TrialWatch) -> Passed:
         """Tries a model; returns its measurements.
@@ -122,6 +129,8 @@ class TrialProcesses:
             said.close()
             begun, pidfd = trial.await_start(ending, runtime, max(limits.seconds, _LEAST_IMPORT))
             opened.callback(os.close, pidfd)
+            with self._lock:
+                self._trials.add(begun.pid)
             try:
                 return trial.attend(_Process(job, runtime, limits, begun, channel, ending))
             except _Ended as ended:
@@ -129,6 +138,8 @@ class TrialProcesses:
             finally:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                with self._lock:
+                    self._trials.discard(begun.pid)
 
     def close(self) -> None:
         """Ends the fork server, and with it all trials."""
@@ -151,7 +162,7 @@ class TrialProcesses:
             with self._lock:
                 self._running -= 1
                 if not self._running:
-                    self._idle = threading.Timer(IDLE_SECONDS, self._end_if_idle)
+                    self._idle = threading.Timer(IDLE_SECONDS, self.end_if_idle)
                     self._idle.daemon = True
                     self._idle.start()
 
@@ -187,7 +198,8 @@ class TrialProcesses:
             given.close()
         self._control = own
 
-    def _end_if_idle(self) -> None:
+    def end_if_idle(self) -> None:
+        """Ends the fork server unless a trial runs. The next trial starts it again."""
         with self._lock:
             if not self._running:
                 self._end()
