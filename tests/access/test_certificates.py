@@ -13,7 +13,7 @@ from backline.access.keys import hash_key
 from backline.access.rules import parse_alternative_name, parse_subject
 from backline.access.scope import Scope
 from backline.wire.application import Certificate, Ingress
-from backline_client.values.errors import Forbidden, InvalidArgument, Unauthenticated
+from backline_client.values.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated
 
 #: Fixed, as workers of one test run must collect the same tests.
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
@@ -176,6 +176,43 @@ def test_all_certificates_of_a_table_use_up_one_quota(tmp_path: Path) -> None:
     assert [quota.max_in_flight for quota in first.meter.quotas] == [3]
     found.use(make_policy(read_auth_file(write(tmp_path, TABLES)), {}))
     assert first.meter is second.meter is None
+
+
+def test_use_counts_alike_whether_or_not_its_holder_is_remembered(tmp_path: Path) -> None:
+    """The identity of a certificate is forgotten when the file changes, unless a connection still uses it."""
+
+    def rules(quota: str) -> str:
+        return TABLES.replace('models = ["add*"]\n', f'models = ["add*"]\n{quota}\n')
+
+    def left(*files: str, connected: bool) -> bool:
+        """Uses up the quota of the first file. Returns whether a request passes under the last file."""
+        found = access(tmp_path, files[0])
+        user = found.identify({}, Ingress(certificate=APP))
+        assert user.meter is not None
+        user.meter.charge("add1", 0, time.monotonic())
+        if not connected:
+            del user
+        for text in files[1:]:
+            found.use(make_policy(read_auth_file(write(tmp_path, text)), {}))
+        meter = found.identify({}, Ingress(certificate=APP)).meter
+        assert meter is not None
+        try:
+            meter.charge("add1", 0, time.monotonic())
+        except QuotaExceeded:
+            return False
+        return True
+
+    limited = rules("quota = { requests_per_second = 0.001 }")
+    of_bytes = rules("quota = { bytes_per_second = 1e6 }")
+    for connected in (False, True):
+        assert not left(limited, limited.replace("0.001", "0.002"), connected=connected)
+        assert not left(
+            limited, of_bytes.replace("{ ", "{ requests_per_second = 0.001, "), connected=connected
+        )
+        # What a removed quota has counted is forgotten.
+        assert left(limited, rules(""), limited, connected=connected)
+        assert left(limited, of_bytes, limited, connected=connected)
+        assert left(limited, TABLES.replace("CN=app", "CN=other"), limited, connected=connected)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -526,6 +526,26 @@ def test_all_tokens_of_a_subject_use_up_one_quota(tmp_path: Path, rsa_issuer: Is
     with_site(tmp_path, rsa_issuer, check, limited)
 
 
+def test_what_a_removed_quota_has_counted_is_forgotten(tmp_path: Path, rsa_issuer: Issuer) -> None:
+    limited = TABLE + "[tokens.quota]\nrequests_per_second = 0.001\n"
+
+    def spend(site: Site) -> None:
+        meter = site.identify(rsa_issuer.token()).meter
+        assert meter is not None
+        meter.charge("add1", 0, time.monotonic())
+
+    def check(site: Site) -> None:
+        spend(site)
+        site.access.use(site.policy(limited.replace("0.001", "0.002")))
+        with pytest.raises(QuotaExceeded):
+            spend(site)
+        site.access.use(site.policy())
+        site.access.use(site.policy(limited))
+        spend(site)
+
+    with_site(tmp_path, rsa_issuer, check, limited)
+
+
 def test_a_subject_cannot_renew_its_quota_with_other_spellings_of_its_token(
     tmp_path: Path, rsa_issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from msgspec import Struct, field, structs
 
 from backline.access.identity import Identity, anonymous
 from backline.access.keys import MAX_LENGTH, hash_key
-from backline.access.quota import Meter
+from backline.access.quota import Meter, Quota
 from backline.access.rules import CertificateRule, Claims, TokenRule, describe
 from backline.access.scope import Scope
 from backline.wire.application import REMOTE, Certificate
@@ -88,9 +88,9 @@ class Access:
         #: Identities of certificates and tokens that are still in use, each with the certificate or claims of
         #: its holder.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
-        #: The meters of the holders of certificates and tokens. All certificates to which one rule applies
-        #: share the same quotas, and so do all tokens of one subject.
-        self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
+        #: The meters of the holders of certificates and tokens, by rule and holder. All certificates to which
+        #: one rule applies share the same quotas, and so do all tokens of one subject.
+        self._meters: WeakValueDictionary[tuple[str, str], Meter] = WeakValueDictionary()
         #: Security: keeps each meter as long as past requests count against its quotas (see `Meter.rests`).
         #: Identities may be forgotten sooner, because a holder can fill the memo with other spellings of its
         #: token; with a new meter, the holder would get its full quotas again.
@@ -137,7 +137,26 @@ class Access:
                 identity.revoke()
         self._policy = structs.replace(policy, anonymous=before.anonymous, keys=keys)
         self._default = None if policy.certificates else before.anonymous
+        self._use_quotas(policy)
         self._reissue()
+
+    def _use_quotas(self, policy: Policy) -> None:
+        """Switches the meters of certificates and tokens to the new quotas.
+
+        As with keys, past use counts against a quota that has changed, and is forgotten with a quota that has
+        been removed. That must not depend on which identities happen to be in memory.
+        """
+        rules: list[CertificateRule | TokenRule] = [*policy.certificates, *policy.tokens.values()]
+        quotas: dict[str, Sequence[Quota]] = {}
+        for rule in rules:
+            quotas.setdefault(rule.identifier, rule.quotas)
+        for (identifier, holder), meter in list(self._meters.items()):
+            changed = quotas.get(identifier)
+            if changed:
+                meter.change(changed, meter.whose, monotonic())
+            else:
+                del self._meters[identifier, holder]
+                self._in_use.discard(meter)
 
     def _use_tokens(self, policy: Policy) -> None:
         if self._verifier is None and policy.tokens:
@@ -215,8 +234,7 @@ class Access:
         for rule in self._policy.certificates:
             identity = rule.identify(certificate)
             if identity is not None:
-                holder = f"certificate {rule.name} {sorted(rule.subject)} {sorted(rule.names)}"
-                return self._held(identity, holder)
+                return self._held(identity, rule.identifier, rule.identifier)
         cure = f"; no table [[certificates]] applies to the client's certificate ({describe(certificate)})"
         unknown = replace(self._policy.anonymous, cure=cure, quotas=())
         # All callers without a key share one quota, whatever certificate they have.
@@ -232,16 +250,20 @@ class Access:
     def _of_token(self, claims: Claims) -> Identity | None:
         """Returns the identity of a token's holder; None if the token would no longer be accepted."""
         identity = None if self._verifier is None else self._verifier.identify(claims)
-        return None if identity is None else self._held(identity, f"token {claims.issuer} {claims.subject!r}")
+        if identity is None:
+            return None
+        rule = self._policy.tokens[claims.issuer].identifier
+        return self._held(identity, rule, f"{rule} {claims.subject!r}")
 
-    def _held(self, identity: Identity, holder: str) -> Identity:
-        """Assigns an identity to a holder. All identities of a holder share the same quotas.
+    def _held(self, identity: Identity, rule: str, holder: str) -> Identity:
+        """Assigns an identity to a holder. All identities of a holder under one rule share the same quotas.
 
-        `holder` contains a space, so it differs from the name of any key.
+        `rule` is the identifier of the rule that issued the identity. `holder` contains a space, so it
+        differs from the name of any key.
         """
         identity.holder = holder
         if identity.meter is not None:
-            known = self._meters.setdefault(holder, identity.meter)
+            known = self._meters.setdefault((rule, holder), identity.meter)
             if known is not identity.meter:
                 known.change(identity.quotas, identity.meter.whose, monotonic())
                 identity.meter = known

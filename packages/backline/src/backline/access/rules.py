@@ -35,6 +35,11 @@ class CertificateRule(Struct, frozen=True):
     #: Quotas that all certificates to which the rule applies share.
     quotas: tuple[Quota, ...] = ()
 
+    @property
+    def identifier(self) -> str:
+        """Distinguishes this rule from all others, also after a change of what it allows."""
+        return f"certificate {self.name} {sorted(self.subject)} {sorted(self.names)}"
+
     def identify(self, certificate: Certificate) -> Identity | None:
         """Returns the identity of a certificate's holder; None if the rule does not apply."""
         if not (self.subject <= certificate.subject and self.names <= certificate.names):
@@ -116,6 +121,11 @@ class TokenRule(Struct, frozen=True):
     models: tuple[str, ...] = ("*",)
     leeway: float = 30.0
     quotas: tuple[Quota, ...] = ()
+
+    @property
+    def identifier(self) -> str:
+        """Distinguishes this rule from all others, also after a change of what it allows."""
+        return f"token {self.issuer}"
 
     def identify(self, claims: Claims) -> Identity | None:
         """Returns the identity of a token's holder; None if the token's audiences or algorithm do not match
