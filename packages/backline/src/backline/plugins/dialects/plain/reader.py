@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 
 from backline.dialects.bodies import json_rows
+from backline.dialects.bodies.batch import fitted
 from backline.dialects.bodies.bodies import BODIES
 from backline.dialects.bodies.columns import Inputs, unknown_input
 from backline.dialects.bodies.json_rows import is_rows
+from backline.dialects.bodies.multipart import FormPart, media_type, read_multipart
 from backline.dialects.bodies.values import bytes_tensor, tensor_of
 from backline.dialects.documents import read_pairs, suggestion
 from backline.dialects.input_plan import check_bytes_elements, check_tensors
@@ -32,7 +34,6 @@ from backline.engine.parameters import (
     read_parameters,
 )
 from backline.plugins.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
-from backline.plugins.dialects.plain.multipart import FormPart, media_type, read_multipart
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import InvalidArgument, PayloadTooLarge, UnsupportedMediaType
 from backline_client.values.messages import InferRequest, InferResponse, Parameter
@@ -134,7 +135,7 @@ class PlainReader:
             spec = _only_input(served, kind)
             given = {spec.name: _of_body(spec, kind, bytes(body), served)}
         check_tensors(given)
-        inputs, unbatched = _fitted(served, given)
+        inputs, unbatched = fitted(served, given)
         plan = PlainPlan(
             form,
             unbatched,
@@ -372,26 +373,6 @@ def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
             )
         dimensions[dimensions.index(-1)] = size // known
     return tuple(dimensions)
-
-
-def _fitted(model: Model, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Returns the inputs reshaped to the model's ranks, and whether the client left out the batch dimension.
-
-    A value without dimensions fits any shape with a single element.
-    """
-    specs = {spec.name: spec for spec in model.signature.inputs}
-    inputs, added, kept = {}, False, False
-    for name, tensor in given.items():
-        rank, shape = len(specs[name].shape), tensor.shape
-        if not shape and rank:
-            shape = (1,) * rank
-            added = added or bool(model.max_batch_size)
-        elif model.max_batch_size and len(shape) == rank - 1:
-            shape, added = (1, *shape), True
-        else:
-            kept = True
-        inputs[name] = Tensor(name, tensor.datatype, shape, tensor.data.reshape(shape))
-    return inputs, added and not kept
 
 
 def _inputs(model: Model) -> Inputs:

@@ -11,6 +11,7 @@ import msgspec
 
 from backline.access.scope import Scope
 from backline.dialects.bodies import json_rows
+from backline.dialects.bodies.batch import without_batch
 from backline.dialects.bodies.bodies import BODIES
 from backline.dialects.bodies.values import value_of
 from backline.dialects.deferred import DeferredAnswers
@@ -149,11 +150,4 @@ def plain_document(plan: PlainPlan, response: InferResponse) -> bytes:
 
 def shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:
     """Returns the outputs, without the batch dimension if the request had none."""
-    if not plan.unbatched:
-        return response.outputs
-    return [
-        Tensor(one.name, one.datatype, one.shape[1:], one.data.reshape(one.shape[1:]))
-        if one.shape and one.shape[0] == 1
-        else one
-        for one in response.outputs
-    ]
+    return without_batch(response.outputs) if plan.unbatched else response.outputs
