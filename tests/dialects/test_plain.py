@@ -14,13 +14,13 @@ from fake_models import Caller, HttpAnswer, add_model
 from PIL import Image
 
 from backline.dialects.application import build_application
+from backline.dialects.bodies.json_text import MAX_JSON, MAX_LISTS
+from backline.dialects.bodies.media import MAX_PADDING
 from backline.dialects.bodies.values import value_of
 from backline.dialects.input_plan import MAX_BYTES_ELEMENTS
 from backline.dialects.json_scan import MAX_KEYS
 from backline.dialects.off_loop import PIECE
 from backline.engine.engine import Engine
-from backline.plugins.dialects.plain.media import MAX_PADDING
-from backline.plugins.dialects.plain.reader import MAX_JSON, MAX_LISTS
 from backline_client.values.datatypes import DataType
 from backline_client.values.signature import TensorSpec
 from backline_client.values.tensor import Tensor

@@ -38,8 +38,8 @@ def router() -> Router:
 class Asked(HttpRequest):
     """A request for a path."""
 
-    def __init__(self, path: bytes) -> None:
-        super().__init__(b"GET", path, b"", {}, b"")
+    def __init__(self, path: bytes, method: bytes = b"GET") -> None:
+        super().__init__(method, path, b"", {}, b"")
 
     def respond(self, *_: object) -> None:
         raise NotImplementedError
@@ -111,3 +111,36 @@ def test_routes_for_later_cannot_change_how_a_path_was_resolved() -> None:
 
     with pytest.raises(ValueError, match="resolved without it"):
         list(router.routes())
+
+
+def test_a_segment_may_have_a_fixed_ending_after_its_name() -> None:
+    router, called = Router(), []
+
+    def add(method: str, pattern: str) -> None:
+        router.add(Scope.INFER, method, pattern, lambda *names: called.append((pattern, names[:-1])))
+
+    add("POST", "/v1/models/{}")
+    add("POST", "/v1/models/{}:predict")
+    add("POST", "/v1/models/{}/versions/{}:predict")
+    add("POST", "/v1/models/{}:classify")
+
+    for path in (
+        b"/v1/models/a%20b:predict",
+        b"/v1/models/a:b:classify",
+        b"/v1/models/a/versions/2:predict",
+        b"/v1/models/:predict",
+        b"/v1/models/a:regress",
+    ):
+        request = Asked(path, b"POST")
+        router.resolve(request).handler(request)
+
+    assert called == [
+        ("/v1/models/{}:predict", ("a b",)),
+        ("/v1/models/{}:classify", ("a:b",)),
+        ("/v1/models/{}/versions/{}:predict", ("a", "2")),
+        ("/v1/models/{}", (":predict",)),
+        ("/v1/models/{}", ("a:regress",)),
+    ]
+    target = router.target(b"POST", b"/v1/models/a/versions/2:predict")
+    assert target is not None
+    assert target.model == "a"

@@ -63,7 +63,9 @@ class _Announced(NamedTuple):
 class Router:
     """Matches paths to patterns such as "/v2/models/{}/ready", where `{}` is any one segment.
 
-    HEAD works wherever GET does (the wire drops the body), and OPTIONS works on every path that has a route.
+    After `{}`, a segment may have a fixed ending, as in "/v1/models/{}:predict". Such a pattern takes
+    precedence over one without the ending. HEAD works wherever GET does (the wire drops the body), and
+    OPTIONS works on every path that has a route.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Router:
         """`changing` wraps the handlers of routes with a scope in CHANGING."""
         self._changing = changing
         self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
+        #: The patterns that have a segment with a fixed ending.
+        self._with_endings: list[tuple[str, ...]] = []
         #: The number of segments of the longest pattern.
         self._most_segments = 0
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
@@ -113,8 +117,7 @@ class Router:
             raise ValueError(
                 f"{method} {pattern} is added too late: requests for this path have been resolved without it"
             )
-        methods = self._patterns.setdefault(segments, {})
-        self._most_segments = max(self._most_segments, len(segments))
+        methods = self._reserve(segments)
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
             if name in methods:
                 raise ValueError(f"{method} {pattern} is routed twice")
@@ -155,8 +158,19 @@ class Router:
         self._websockets |= accepting
         for segments in methods:
             self._announced[segments] = announced
-            self._patterns[segments] = {}
-            self._most_segments = max(self._most_segments, len(segments))
+            self._reserve(segments)
+
+    def _reserve(self, segments: tuple[str, ...]) -> dict[bytes, _Route]:
+        """Returns the routes of a pattern, which may be new."""
+        known = self._patterns.get(segments)
+        if known is not None:
+            return known
+        self._most_segments = max(self._most_segments, len(segments))
+        if any(_ending(segment) for segment in segments):
+            self._with_endings.append(segments)
+        created: dict[bytes, _Route] = {}
+        self._patterns[segments] = created
+        return created
 
     def _add_announced(self, announced: _Announced) -> None:
         for segments in announced.methods:
@@ -173,6 +187,8 @@ class Router:
         for segments in announced.methods:
             if not self._patterns[segments]:  # the dialect serves this route only with other options
                 del self._patterns[segments]
+                if segments in self._with_endings:
+                    self._with_endings.remove(segments)
 
     def _add_later(self) -> bool:
         """Calls the first of the functions passed to `add_later` that has not been called yet. Returns False
@@ -250,12 +266,9 @@ class Router:
         if len(path) > _MAX_PATH_SIZE or path.count(b"/") > self._most_segments + 1:
             return None
         segments = _segments(path)
-        for pattern in self._patterns:
-            if len(pattern) != len(segments):
-                continue
-            pairs = list(zip(pattern, segments, strict=True))
-            names = [segment for expected, segment in pairs if expected == "{}"]
-            if all(names) and all(expected in ("{}", segment) for expected, segment in pairs):
+        for pattern in (*self._with_endings, *self._patterns):
+            names = _names(pattern, segments)
+            if names is not None:
                 if pattern in self._announced:
                     self._add_announced(self._announced[pattern])
                     return self._match(path)
@@ -304,10 +317,13 @@ class Router:
             if len(pattern) != len(segments) or method not in known:
                 continue
             pairs = list(zip(pattern, segments, strict=True))
-            fixed = "/".join(segment for expected, segment in pairs if expected != "{}")
-            if nearest(fixed, ["/".join(part for part in pattern if part != "{}")], 1, 0.8, whole=True):
+            fixed = "/".join(segment for expected, segment in pairs if not expected.startswith("{}"))
+            wanted = "/".join(part for part in pattern if not part.startswith("{}"))
+            if nearest(fixed, [wanted], 1, 0.8, whole=True) and all(
+                segment.endswith(_ending(expected)) for expected, segment in pairs
+            ):
                 filled = "/" + "/".join(
-                    segment if expected == "{}" else expected for expected, segment in pairs
+                    segment if expected.startswith("{}") else expected for expected, segment in pairs
                 )
                 routes[filled] = filled
         near = nearest(asked, routes, whole=True) if len(asked) <= 256 else []
@@ -326,11 +342,32 @@ def _fail(error: BacklineError, *_: object) -> None:
     raise error.with_traceback(None)
 
 
+def _ending(expected: str) -> str:
+    """Returns the fixed ending of a variable segment of a pattern; "" if there is none."""
+    return expected.removeprefix("{}") if expected.startswith("{}") else ""
+
+
+def _names(pattern: tuple[str, ...], segments: list[str]) -> list[str] | None:
+    """Returns what stands in a path for each `{}` of a pattern; None if the path does not match."""
+    if len(pattern) != len(segments):
+        return None
+    names = []
+    for expected, segment in zip(pattern, segments, strict=True):
+        if expected.startswith("{}"):
+            ending = _ending(expected)
+            if len(segment) <= len(ending) or not segment.endswith(ending):
+                return None
+            names.append(segment.removesuffix(ending))
+        elif expected != segment:
+            return None
+    return names
+
+
 def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
     """Returns the name of the model in a path: the variable segment that follows "models"."""
     for before, expected, segment in zip(pattern, pattern[1:], segments[1:], strict=False):
-        if before == "models" and expected == "{}":
-            return segment
+        if before == "models" and expected.startswith("{}"):
+            return segment.removesuffix(_ending(expected))
     return None
 
 

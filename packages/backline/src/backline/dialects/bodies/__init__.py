@@ -1,1 +1,1 @@
-"""The forms in which bodies carry tensors by name: JSON by columns or rows, CSV and Arrow."""
+"""Bodies by media type, from and to tensors by name: `read_body` in `reader`, `write_body` in `writer`."""

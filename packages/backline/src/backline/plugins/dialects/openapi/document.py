@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -101,10 +102,10 @@ def _named(pattern: str) -> tuple[str, list[str]]:
     parts: list[str] = []
     names: list[str] = []
     for part in pattern.split("/"):
-        if part == "{}":
+        if part.startswith("{}"):
             before = parts[-1] if parts else ""
             names.append(_SINGULAR.get(before, before))
-            part = f"{{{names[-1]}}}"
+            part = f"{{{names[-1]}}}{part.removeprefix('{}')}"
         parts.append(part)
     return "/".join(parts), names
 
@@ -120,7 +121,7 @@ def _described(operation: Operation, scope: Scope, name: str) -> dict[str, Any]:
         "tags": [operation.tag],
         "summary": operation.summary,
         "operationId": "_".join(
-            part.strip("{}").replace(".", "_") for part in name.replace("/", " ").split()
+            re.sub(r"[^\w-]+", "_", part.replace("{", "").replace("}", "")) for part in name.split("/")
         ),
         "responses": {"200": good, **further, "default": _error(streams=EVENTS in operation.responses)},
         "x-backline-scope": scope.value,

@@ -7,13 +7,10 @@ from functools import partial
 from typing import TypeAlias
 from urllib.parse import quote
 
-import msgspec
-
 from backline.access.scope import Scope
-from backline.dialects.bodies import json_rows
-from backline.dialects.bodies.batch import without_batch
-from backline.dialects.bodies.bodies import BODIES
-from backline.dialects.bodies.values import value_of
+from backline.dialects.bodies.media import EVENTS, accepted
+from backline.dialects.bodies.plan import BodyPlan
+from backline.dialects.bodies.writer import write_body, write_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams
 from backline.dialects.exchange import (
@@ -30,16 +27,14 @@ from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.model import Model
 from backline.engine.tracing import Trace
-from backline.plugins.dialects.plain.media import EVENTS, JSON, TEXT, WRITERS, accepted, choose_output
-from backline.plugins.dialects.plain.reader import PlainPlan, PlainReader, query_parameters
+from backline.plugins.dialects.plain.reader import PlainReader, query_parameters
 from backline.wire.application import HttpRequest
 from backline_client.values.errors import NotAcceptable
 from backline_client.values.messages import InferRequest, InferResponse
-from backline_client.values.tensor import Buffer, Tensor
+from backline_client.values.tensor import Buffer
 
 _STREAMS = "the model sends any number of responses; ask for them with Accept: text/event-stream"
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
-_encode = msgspec.json.Encoder().encode
 
 
 class PlainDialect(Dialect):
@@ -68,11 +63,11 @@ class PlainService:
         router.add(Scope.INFER, "POST", "/models/{}", self._run, "")
         router.add(Scope.INFER, "POST", "/models/{}/versions/{}", self._run)
 
-    def _unary(self, read: ReadRequest[PlainPlan]) -> _Take:
+    def _unary(self, read: ReadRequest[BodyPlan]) -> _Take:
         inference = UnaryInference(self._engine, HTTP, read, write_plain, self._off_loop, decoupled=_STREAMS)
         return inference.take
 
-    def _streaming(self, read: ReadRequest[PlainPlan]) -> _Take:
+    def _streaming(self, read: ReadRequest[BodyPlan]) -> _Take:
         return RequestIntake(self._engine, HTTP, read, self._stream, self._off_loop).take
 
     def _run(self, model: str, version: str, request: HttpRequest) -> None:
@@ -93,11 +88,11 @@ class PlainService:
         deadline: float | None,
         trace: Trace | None,
         asked: InferRequest,
-        plan: PlainPlan,
+        plan: BodyPlan,
     ) -> None:
         admit = None if request.identity is None else request.identity.follow
         responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
-        self._streams.answer(request, asked.model_name, responses, partial(plain_document, plan))
+        self._streams.answer(request, asked.model_name, responses, partial(write_json, plan))
 
 
 def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
@@ -113,41 +108,10 @@ def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
     return model.decoupled
 
 
-def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
-    """Returns the header fields and the body of the response, in the form that the client accepts.
-
-    Raises NotAcceptable if the outputs cannot be sent in that form, InvalidArgument if the client named an
-    unknown output, and Internal for an output that must be JSON but is not.
+def write_plain(plan: BodyPlan, response: InferResponse) -> HttpBody:
+    """Returns the header fields and the body of the response, in the form that the client accepts; raises
+    what `write_body` raises.
     """
-    version = (b"backline-model-version", quote(response.model_version).encode())
-    form = plan.form
-    body = BODIES.get(form.kind)
-    if body is not None:
-        labels = {spec.name: spec.labels for spec in plan.outputs}
-        return ((b"content-type", form.kind.encode()), version), [body.write(response.outputs, labels)]
-    write = WRITERS.get(form.kind)
-    if write is None:
-        return ((b"content-type", JSON.encode()), version), [plain_document(plan, response)]
-    kind = f"{form.kind}; charset=utf-8" if form.kind == TEXT else form.kind
-    return ((b"content-type", kind.encode()), version), [
-        write(choose_output(shaped(plan, response), form), form)
-    ]
-
-
-def plain_document(plan: PlainPlan, response: InferResponse) -> bytes:
-    """Returns the outputs as JSON: by name, or a list of rows if the request was one.
-
-    Raises Internal for an output that must be JSON but is not, and NotAcceptable for outputs that are not
-    rows.
-    """
-    documents = frozenset([spec.name for spec in plan.outputs if spec.json])
-    if plan.rows:
-        labels = {spec.name: spec.labels for spec in plan.outputs}
-        return json_rows.write(response.outputs, labels, documents)
-    outputs = shaped(plan, response)
-    return _encode({one.name: value_of(one, json=one.name in documents) for one in outputs})
-
-
-def shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:
-    """Returns the outputs, without the batch dimension if the request had none."""
-    return without_batch(response.outputs) if plan.unbatched else response.outputs
+    kind, body = write_body(plan, response)
+    version = quote(response.model_version).encode()
+    return ((b"content-type", kind.encode()), (b"backline-model-version", version)), [body]

@@ -15,15 +15,17 @@ from msgspec import Struct
 from backline.access.scope import Scope
 from backline.dialects.admission import admit_message
 from backline.dialects.answers import error_body, hidden_error, respond_error
+from backline.dialects.bodies.media import BINARY, OUTPUT, Form, choose_output, write_binary
+from backline.dialects.bodies.plan import BodyPlan
+from backline.dialects.bodies.reader import PARAMETERS, parameters_of
+from backline.dialects.bodies.writer import shaped, write_json
 from backline.dialects.documents import read_query
 from backline.dialects.event_stream import encoded
 from backline.dialects.off_loop import LARGE, OffLoop, turn_of
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.parameters import read_parameters
-from backline.plugins.dialects.plain.media import BINARY, OUTPUT, Form, choose_output, write_binary
-from backline.plugins.dialects.plain.reader import PARAMETERS, PlainPlan, PlainReader, plain_parameters
-from backline.plugins.dialects.plain.service import plain_document, shaped
+from backline.plugins.dialects.plain.reader import PlainReader
 from backline.wire.application import HttpRequest, WebSocket
 from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError, InvalidArgument, Unavailable
@@ -174,13 +176,13 @@ class Conversation:
         with suppress(msgspec.DecodeError, RecursionError):
             found = msgspec.json.decode(message)
             if isinstance(found, dict) and found.keys() == {PARAMETERS}:
-                parameters = plain_parameters(found[PARAMETERS])
+                parameters = parameters_of(found[PARAMETERS])
                 read_parameters(parameters)  # raises for an invalid parameter
                 self._parameters = parameters
                 return True
         return False
 
-    async def _read(self, message: str | bytes) -> tuple[PlainPlan, InferRequest]:
+    async def _read(self, message: str | bytes) -> tuple[BodyPlan, InferRequest]:
         """Reads the request in a message: inputs by name as JSON, or the bytes of the model's only input."""
         model, version = self._model, self._version
         admit_message(self._identity, Scope.INFER, model, len(message))
@@ -197,7 +199,7 @@ class Conversation:
             plan, _, inputs = read()
         return plan, self._request(plan, inputs)
 
-    def _request(self, plan: PlainPlan, inputs: dict[str, Tensor]) -> InferRequest:
+    def _request(self, plan: BodyPlan, inputs: dict[str, Tensor]) -> InferRequest:
         request = plan.request(self._model, self._version, "", inputs, None)
         given = request.sequence
         if not self._query.sequence:
@@ -216,10 +218,10 @@ class Conversation:
         self._sequence = "" if last else str(step.id)
         return msgspec.structs.replace(request, sequence=step)
 
-    async def _send(self, plan: PlainPlan, response: InferResponse) -> None:
+    async def _send(self, plan: BodyPlan, response: InferResponse) -> None:
         if self._query.output:
             form = Form(BINARY, {OUTPUT: self._query.output})
             await self._socket.send(write_binary(choose_output(shaped(plan, response), form), form))
         else:
-            document = await encoded(self._off_loop, self._turn, partial(plain_document, plan), response)
+            document = await encoded(self._off_loop, self._turn, partial(write_json, plan), response)
             await self._socket.send('{"outputs":' + document.decode() + "}")
