@@ -654,7 +654,7 @@ def test_a_misspelt_environment_variable_is_warned_of(tmp_path: Path) -> None:
 
     assert len(lines) == 2
     assert lines[0].endswith(
-        "the environment variable BACKLINE_COLOUR has no effect; `backline serve --help` lists all"
+        "the environment variable BACKLINE_COLOUR has no effect; `backline serve --help-all` lists all"
     )
     assert lines[1].endswith(
         "the environment variable BACKLINE_MAX_CONECTIONS has no effect;"

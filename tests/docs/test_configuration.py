@@ -52,11 +52,18 @@ def test_every_serve_option_is_listed_with_its_variable_and_default() -> None:
 
 
 def test_the_help_agrees_with_the_page() -> None:
-    shown = CliRunner().invoke(serve.command, ["--help"], terminal_width=200).output
+    shown = CliRunner().invoke(serve.command, ["--help-all"], terminal_width=200).output
 
     for row in table(PAGE, "option"):
         for text in code(row["option"]) + code(row["environment variable"]) + code(row["default"]):
             assert text in shown
+
+
+def test_the_short_help_lists_the_options_of_a_first_server() -> None:
+    shown = CliRunner().invoke(serve.command, ["--help"], terminal_width=200).output
+
+    assert {"--http-port", "--auth", "--help-all"} <= set(shown.split())
+    assert "--ray-shards" not in shown
 
 
 def test_the_variable_can_list_several_repositories(monkeypatch: pytest.MonkeyPatch) -> None:

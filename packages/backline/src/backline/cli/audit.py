@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 
 from backline.cli.connection import connection_options
 from backline.cli.numbers import WholeNumber
+from backline.cli.options import json_option
 from backline.cli.table import print_table
 from backline_client.client.options import ClientOptions
 from backline_client.client.sync import Client
@@ -46,7 +47,7 @@ _Read = Callable[[int, float], Sequence[Change | Attempt]]
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Read the audit log in this state folder instead of asking a server.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@json_option("Print JSON lines.")
 @connection_options
 def command(
     url: str, options: ClientOptions, limit: int, follow: bool, folder: Path | None, as_json: bool

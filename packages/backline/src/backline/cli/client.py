@@ -8,6 +8,7 @@ import click
 
 from backline.cli.command import CommandGroup
 from backline.cli.connection import connection_options, with_suggestion
+from backline.cli.options import version_option
 from backline_client.client.generator import generate_module
 from backline_client.client.options import ClientOptions
 from backline_client.client.sync import Client
@@ -26,7 +27,7 @@ def command() -> None:
 
 @command.command(epilog=_EPILOG)
 @click.argument("model")
-@click.option("--model-version", default="", help="The version; default: the server's choice.")
+@version_option()
 @click.option(
     "--output",
     "-o",

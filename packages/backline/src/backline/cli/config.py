@@ -19,6 +19,7 @@ from backline.cli.model_folder import (
     read_text,
     unloaded_model,
 )
+from backline.cli.options import json_option
 from backline.cli.table import origin_row, print_table
 from backline.dialects.open_inference.configuration import complete, describe, explained
 from backline.repository.configuration import text, toml
@@ -35,7 +36,6 @@ Examples:
   backline config validate models/
   backline config convert models/add1/config.pbtxt --output models/add1/model.toml"""
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _name_option = click.option(
     "--config-name",
     default="",
@@ -72,7 +72,7 @@ def command() -> None:
     show_default=True,
     help="The output format.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
+@json_option("Same as --format json.")
 @_name_option
 @_override_option
 @_inspect_option
@@ -94,7 +94,7 @@ def show(
     "  backline config explain models/add1 --override load.json --json"
 )
 @click.argument("model_folder", type=_PATH)
-@_json_option
+@json_option()
 @_name_option
 @_override_option
 @_inspect_option
@@ -146,7 +146,7 @@ def explain(
     help="With --load: load the models as `backline tritonserver` does, which gives ONNX models Triton's"
     " default batch size.",
 )
-@_json_option
+@json_option()
 @_name_option
 def validate(
     paths: tuple[Path, ...], load: bool, triton_defaults: bool, as_json: bool, config_name: str
@@ -195,7 +195,7 @@ def validate(
     type=click.Path(dir_okay=False, path_type=Path),
     help="The file to write, which must not exist; default: print it.",
 )
-@_json_option
+@json_option()
 def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> None:
     """Convert config.pbtxt to model.toml or back. Comments are lost."""
     file = _configuration_file(path)

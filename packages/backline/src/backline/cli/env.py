@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,6 +17,7 @@ from backline.backends.registry import choose
 from backline.cli.command import CommandGroup
 from backline.cli.model_folder import open_models
 from backline.cli.numbers import Number
+from backline.cli.options import cache_folder_option, json_option
 from backline.cli.table import print_table
 from backline.engine.numbers import format_bytes
 from backline.environments.requirements import Requirements, find_requirements
@@ -27,15 +29,12 @@ from backline_client.values.errors import BacklineError
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --cache-dir; the command receives `store`, an Environments."""
-    return click.option(
-        "--cache-dir",
-        "store",
-        type=click.Path(path_type=Path),
-        envvar="BACKLINE_CACHE_DIR",
-        show_envvar=True,
-        callback=lambda context, option, value: Environments(default_folder(value)),
-        help="The folder given to `backline serve --cache-dir`; default: the user's cache folder.",
-    )(function)
+
+    @wraps(function)
+    def with_store(cache_folder: Path | None, **others: Any) -> Any:
+        return function(store=Environments(default_folder(cache_folder)), **others)
+
+    return cache_folder_option(with_store)
 
 
 def document(entry: StoredEnvironment) -> dict[str, Any]:
@@ -70,7 +69,7 @@ Examples:
 
 
 @click.command("list", epilog=_LISTING_EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all packages.")
+@json_option("Print JSON, with all packages.")
 @store_option
 def list_environments(store: Environments, as_json: bool) -> None:
     """List all environments: source, size, last use, and the models that use them."""
@@ -122,7 +121,7 @@ Run this when you build a container image: the first start is then as fast as la
     is_flag=True,
     help="Rebuild existing environments, which upgrades packages that are not pinned.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @store_option
 def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bool, as_json: bool) -> int:
     """Build the environments that models need. PATH is a repository, a model's folder, or a model's file.
@@ -220,7 +219,7 @@ Examples:
 )
 @click.option("--all", "everything", is_flag=True, help="Remove all environments that no server is using.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
+@json_option("Print what was removed as JSON.")
 @store_option
 def prune_environments(
     store: Environments, unused_for: float | None, everything: bool, dry_run: bool, as_json: bool

@@ -11,6 +11,7 @@ import click
 
 from backline.cli.connection import connection_options, with_suggestion
 from backline.cli.inputs import input_option, lone_parameters, read_inputs
+from backline.cli.options import json_option, version_option
 from backline.cli.result_files import SUFFIXES, check_destination, present, summary
 from backline_client.client.options import ClientOptions
 from backline_client.client.records import ModelMetadata
@@ -29,7 +30,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("model")
 @input_option
-@click.option("--model-version", default="", help="The version; default: the server's choice.")
+@version_option()
 @click.option(
     "--output",
     "outputs",
@@ -37,7 +38,7 @@ Examples:
     metavar="NAME",
     help="An output to request; repeatable; default: all.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
+@json_option("Print the outputs as JSON.")
 @click.option(
     "--save",
     "-o",

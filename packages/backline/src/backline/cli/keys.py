@@ -28,6 +28,7 @@ from backline.access.keys import generate_key, hash_key
 from backline.access.scope import EVERYBODY, Scope
 from backline.cli.command import CommandGroup
 from backline.cli.numbers import Number, WholeNumber
+from backline.cli.options import json_option
 from backline.cli.table import print_table
 from backline_client.system.file_lock import edited
 from backline_client.system.private_file import replacement
@@ -236,7 +237,7 @@ Examples:
     metavar="NUMBER",
     help="Maximum number of bytes of request bodies per second.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @file_option
 def create_key(
     file: Path,
@@ -282,7 +283,7 @@ Examples:
 
 
 @click.command("list", epilog=_LIST_EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @file_option
 def list_keys(file: Path, as_json: bool) -> None:
     """List the keys: names, scopes, models, expiry and quotas, but never the keys themselves."""
@@ -359,7 +360,7 @@ def revoke_key(file: Path, name: str) -> None:
 @click.option(
     "--expires", type=_Moment(), metavar="TIME", help="When the new key expires; default: unchanged."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @file_option
 def rotate_key(file: Path, name: str, expires: datetime | None, as_json: bool) -> None:
     """Replace a key with a new one that has the same name and permissions, and print the new key."""

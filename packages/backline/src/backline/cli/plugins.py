@@ -14,6 +14,7 @@ import click
 from backline.backends.plugin import BACKENDS
 from backline.cli.command import CommandGroup
 from backline.cli.commands import COMMANDS
+from backline.cli.options import json_option
 from backline.cli.table import print_table
 from backline.dialects.plugin import DIALECTS
 from backline.doors import API_VERSION, Door, Plugin
@@ -109,7 +110,7 @@ def command() -> None:
 
 
 @command.command("list", epilog=_EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def list_command(as_json: bool) -> None:
     """List the plug-ins with what they serve, where they come from and what they need.
 

@@ -21,6 +21,14 @@ from backline.backends.registry import FORMATS
 from backline.cli.command import run
 from backline.cli.inputs import input_option, lone_parameters, read_inputs
 from backline.cli.model_folder import open_models, similar_path
+from backline.cli.options import (
+    cache_folder_option,
+    json_option,
+    trust_code_option,
+    trust_pickle_option,
+    trust_skops_option,
+    version_option,
+)
 from backline.cli.result_files import check_destination, present, summary
 from backline.embedded.embedded import Embedded
 from backline.embedded.transport import InprocTransport
@@ -49,7 +57,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("model")
 @input_option
-@click.option("--model-version", default="", help="The version; default: the newest.")
+@version_option("the newest")
 @click.option(
     "--output",
     "-o",
@@ -57,7 +65,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="Save the outputs as .npz or .json, a single output as .npy, or into a folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
+@json_option("Print the outputs as JSON.")
 @click.option(
     "--with",
     "others",
@@ -65,30 +73,10 @@ Examples:
     metavar="NAME",
     help="Another model of the same repository, for models that call it; repeatable.",
 )
-@click.option(
-    "--trust-pickle",
-    is_flag=True,
-    help="Load a model that can execute code when loaded: a pickle or machine code.",
-)
-@click.option(
-    "--trust-skops-type",
-    "trust_skops_types",
-    multiple=True,
-    metavar="TYPE",
-    help="Load a skops file with this type, such as sklearn.tree._tree.Tree; repeatable.",
-)
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Run code (Python, TorchScript, torch.export) from a remote repository.",
-)
-@click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    envvar="BACKLINE_CACHE_DIR",
-    show_envvar=True,
-    help="Folder for downloads and environments, as for `backline serve`.",
-)
+@trust_pickle_option
+@trust_skops_option
+@trust_code_option
+@cache_folder_option
 def command(
     model: str,
     inputs: tuple[str, ...],
@@ -99,7 +87,7 @@ def command(
     trust_pickle: bool,
     trust_skops_types: tuple[str, ...],
     trust_remote_code: bool,
-    cache_dir: Path | None,
+    cache_folder: Path | None,
 ) -> None:
     """Run MODEL once, without a server, and show its outputs.
 
@@ -116,13 +104,13 @@ def command(
             trust_pickle=trust_pickle,
             trust_skops_types=trust_skops_types,
             trust_remote_code=trust_remote_code,
-            cache_folder=cache_dir,
+            cache_folder=cache_folder,
             state_folder=Path(state),
         )
         embedded = Embedded([repository], options)
         try:
             ran = run(
-                _run(embedded, repository, cache_dir or user_cache(), name, others, model_version, inputs)
+                _run(embedded, repository, cache_folder or user_cache(), name, others, model_version, inputs)
             )
         except KeyboardInterrupt:
             ran = None

@@ -14,6 +14,7 @@ import click
 from backline.cli.command import run
 from backline.cli.connection import connection_options
 from backline.cli.numbers import WholeNumber
+from backline.cli.options import json_option
 from backline_client.client.aio import AsyncClient
 from backline_client.client.http_transport import HttpTransport
 from backline_client.client.options import ClientOptions
@@ -42,7 +43,7 @@ Requests are traced only while somebody watches, and at most twenty per second.
 )
 @click.option("--failed", is_flag=True, help="Only requests that failed.")
 @click.option("--count", type=WholeNumber(0), default=0, help="Stop after this many requests; 0: never stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print each request as one line of JSON.")
+@json_option("Print each request as one line of JSON.")
 @connection_options
 def command(url: str, options: ClientOptions, model: str, failed: bool, count: int, as_json: bool) -> None:
     """Show requests as they end, with the time that each spent in queues and models."""

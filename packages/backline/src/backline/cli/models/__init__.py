@@ -16,6 +16,7 @@ from backline.cli.models.labels import label_model, promote_version, roll_back, 
 from backline.cli.models.load import load_model, refresh_models, unload_model
 from backline.cli.models.show import list_models, show_model
 from backline.cli.numbers import Number, WholeNumber
+from backline.cli.options import json_option, version_option
 from backline_client.client.aio import AsyncClient
 from backline_client.client.http_transport import HttpTransport
 from backline_client.client.options import ClientOptions
@@ -37,11 +38,7 @@ _POLL_SECONDS = 0.25
     show_default=True,
     help="The number of requests to record.",
 )
-@click.option(
-    "--model-version",
-    default="",
-    help="The version; default: the one that serves requests without a version.",
-)
+@version_option("the one that serves requests without a version")
 @click.option(
     "--max-bytes",
     type=WholeNumber(1),
@@ -56,7 +53,7 @@ _POLL_SECONDS = 0.25
     show_default=True,
     help="Seconds to wait for the requests to arrive.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @connection_options
 def record_requests(
     url: str,

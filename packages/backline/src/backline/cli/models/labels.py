@@ -10,9 +10,10 @@ from msgspec.structs import asdict
 
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import explain
-from backline.cli.models.load import json_option, wait_option
+from backline.cli.models.load import wait_option
 from backline.cli.models.progress import run_change
 from backline.cli.numbers import WholeNumber
+from backline.cli.options import json_option
 from backline.cli.table import print_table
 from backline_client.client.aio import AsyncClient
 from backline_client.client.options import ClientOptions
@@ -52,7 +53,7 @@ Examples:
 @click.option("--remove", is_flag=True, help="Remove the label.")
 @expect_option
 @wait_option
-@json_option
+@json_option()
 @connection_options
 def label_model(
     url: str,
@@ -88,7 +89,7 @@ def label_model(
 @click.argument("version")
 @expect_option
 @wait_option
-@json_option
+@json_option()
 @connection_options
 def promote_version(
     url: str, options: ClientOptions, name: str, version: str, expect: str | None, wait: float, as_json: bool
@@ -106,7 +107,7 @@ def promote_version(
 @click.argument("name")
 @click.option("--label", default=STABLE, show_default=True, help="The label to move back.")
 @wait_option
-@json_option
+@json_option()
 @connection_options
 def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: float, as_json: bool) -> None:
     """Move a label back to the version before its last move. Repeat the command to go back further.
@@ -165,7 +166,7 @@ Examples:
     show_default=True,
     help="The number of changes to show, latest first.",
 )
-@json_option
+@json_option()
 @connection_options
 def show_history(url: str, options: ClientOptions, name: str, limit: int, as_json: bool) -> None:
     """Show who changed what, and when."""

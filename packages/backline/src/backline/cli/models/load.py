@@ -12,6 +12,7 @@ from backline.cli.connection import connection_options
 from backline.cli.models.entries import document, memory_text, reason_text, state_text
 from backline.cli.models.progress import run_change
 from backline.cli.numbers import Number
+from backline.cli.options import json_option, version_option
 from backline.cli.table import print_table
 from backline_client.client.aio import AsyncClient
 from backline_client.client.options import ClientOptions
@@ -25,7 +26,6 @@ wait_option = click.option(
     show_default=True,
     help="Seconds to wait for a load, which continues in the server afterwards.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 _LOAD_EPILOG = """\b
 Examples:
@@ -58,7 +58,7 @@ Examples:
     help="A file to use instead of the repository's; needs --config; repeatable.",
 )
 @wait_option
-@json_option
+@json_option()
 @connection_options
 def load_model(
     url: str,
@@ -84,13 +84,13 @@ def load_model(
 
 @click.command("unload", epilog=_UNLOAD_EPILOG)
 @click.argument("name")
-@click.option("--model-version", default="", help="The version; default: all.")
+@version_option("all")
 @click.option(
     "--dependents",
     is_flag=True,
     help="Also unload the models that this ensemble calls and no other model needs.",
 )
-@json_option
+@json_option()
 @connection_options
 def unload_model(
     url: str, options: ClientOptions, name: str, model_version: str, dependents: bool, as_json: bool
@@ -113,7 +113,7 @@ def unload_model(
     "  backline models refresh --json --url http://server:8000",
 )
 @wait_option
-@json_option
+@json_option()
 @connection_options
 def refresh_models(url: str, options: ClientOptions, wait: float, as_json: bool) -> None:
     """Make the server scan its repositories now and, in mode poll, load what is new.

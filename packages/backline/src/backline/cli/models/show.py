@@ -14,6 +14,7 @@ import click
 from backline.cli.command import run
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import document, explain, labels_text, memory_text, reason_text, state_text
+from backline.cli.options import json_option, version_option
 from backline.cli.table import origin_row, print_table
 from backline_client.client.address import Address
 from backline_client.client.aio import AsyncClient
@@ -36,7 +37,7 @@ _COLUMNS = ("model", "version", "state", "labels", "memory", "inferences", "reas
 
 
 @click.command("list", epilog=_LIST_EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.option(
     "--all",
     "everywhere",
@@ -161,13 +162,9 @@ _CALL_COUNTS = ("succeeded", "failed", "cancelled", "mean us")
     "  backline models show add1 --model-version 2 --json\n  backline models show add1 --origins",
 )
 @click.argument("name")
-@click.option(
-    "--model-version",
-    default="",
-    help="The version; default: the one that serves requests without a version.",
-)
+@version_option("the one that serves requests without a version")
 @click.option("--origins", is_flag=True, help="Show where each value of the configuration comes from.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @connection_options
 def show_model(
     url: str, options: ClientOptions, name: str, model_version: str, origins: bool, as_json: bool

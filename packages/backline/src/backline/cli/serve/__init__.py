@@ -23,9 +23,10 @@ from msgspec.structs import replace
 
 from backline.cli.command import run
 from backline.cli.numbers import WholeNumber
+from backline.cli.options import Decorator, option
 from backline.cli.serve.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
 from backline.cli.serve.engine import RayOptions, engine_options, in_front
-from backline.cli.serve.option import Decorator, decorated, option, unknown_variables
+from backline.cli.serve.fields import decorated, unknown_variables
 from backline.cli.serve.options import server_options
 from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand

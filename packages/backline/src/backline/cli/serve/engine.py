@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from backline.access.keys import ENVIRONMENT_KEYS, environment_has_keys
 from backline.cli.numbers import WholeNumber
-from backline.cli.serve.option import Decorator, decorated, option
+from backline.cli.options import Decorator, option
+from backline.cli.serve.fields import decorated
 from backline.server import ServerOptions
 from backline_client.values.errors import InvalidArgument
 

@@ -12,14 +12,21 @@ import click
 from backline.access.browsers import parse_allowed_host, parse_origin
 from backline.access.restricted import GRPC_PREFIX, Api, parse_restrictions
 from backline.cli.numbers import Number
-from backline.cli.serve.option import (
+from backline.cli.options import (
     Decorator,
+    cache_folder_option,
+    option,
+    state_folder_option,
+    trust_code_option,
+    trust_pickle_option,
+    trust_skops_option,
+)
+from backline.cli.serve.fields import (
     Size,
     count,
     decorated,
     fills,
     flag,
-    option,
     parsed,
     path,
     port,
@@ -149,11 +156,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         "require_all_versions",
         "Serve no version of a model while one of them cannot be loaded, as Triton does.",
     ),
-    flag(
-        "--trust-pickle",
-        "trust_pickle",
-        "Load models that can execute code when loaded: pickles and machine code.",
-    ),
+    trust_pickle_option,
     fills(
         "--trust-pickle-model",
         "trust_pickle_models",
@@ -161,19 +164,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         metavar="PATTERN",
         help="Like --trust-pickle, but only for models with this name, such as forest or risk-*; repeatable.",
     ),
-    fills(
-        "--trust-skops-type",
-        "trust_skops_types",
-        multiple=True,
-        metavar="TYPE",
-        help="Load skops files with this type, such as sklearn.tree._tree.Tree; repeatable.",
-    ),
-    flag(
-        "--trust-remote-code",
-        "trust_remote_code",
-        "Run code (Python, TorchScript, torch.export) from remote repositories and from files in load"
-        " requests.",
-    ),
+    trust_skops_option,
+    trust_code_option,
     flag(
         "--strict-devices",
         "strict_devices",
@@ -301,17 +293,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="Where to store labels, so that several servers can share them: repository, a folder,"
         " s3://bucket/prefix or redis://host:6379/0; default: the state folder.",
     ),
-    path(
-        "--state-dir",
-        "state_folder",
-        "Folder for labels, the audit log, recorded requests and measurements; default: one for this set of"
-        " repositories.",
-    ),
-    path(
-        "--cache-dir",
-        "cache_folder",
-        "Folder for files of remote repositories, and for environments; default: the user's cache folder.",
-    ),
+    state_folder_option,
+    cache_folder_option,
     fills("--id", "name", metavar="NAME", help="The server's name in its metadata."),
     fills(
         "--host",

@@ -45,26 +45,91 @@ ELSEWHERE = {
 _SECTIONS = {
     "--model-repository": "Models",
     "--memory-budget": "Resources",
-    "--state-dir": "Files",
+    "--labels": "Files",
     "--host": "Addresses and TLS",
     "--http-max-input-size": "Limits",
-    "--cors-origin": "What clients may do",
-    "--trace-config": "Traces, debugging and the log",
+    "--auth": "What clients may do",
+    "--trace-config": "Traces",
+    "--engine": "Ray",
+    "--debug": "Debugging and the log",
 }
+
+
+#: The options that `--help` lists; `--help-all` lists all.
+_COMMON = frozenset(
+    {
+        "--model-repository",
+        "--model-control-mode",
+        "--load-model",
+        "--model-name",
+        "--trust-pickle-model",
+        "--trust-remote-code",
+        "--exit-on-error",
+        "--memory-budget",
+        "--gpu-memory-budget",
+        "--cache-config",
+        "--labels",
+        "--state-dir",
+        "--cache-dir",
+        "--host",
+        "--http-port",
+        "--grpc-port",
+        "--metrics-port",
+        "--ssl-certificate",
+        "--ssl-key",
+        "--http-max-input-size",
+        "--max-concurrent-requests",
+        "--exit-timeout-secs",
+        "--auth",
+        "--insecure-open",
+        "--cors-origin",
+        "--allow-client-shm",
+        "--trace-config",
+        "--engine",
+        "--debug",
+        "--log-level",
+        "--log-file",
+        "--log-format",
+        "--help",
+        "--help-all",
+    }
+)
+
+
+def _show_all(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        context.meta[_ALL] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
+#: The key in a context's `meta` under which --help-all notes that it was given.
+_ALL = "backline.help_all"
+_HELP_ALL = click.Option(
+    ["--help-all"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="Show all options, and exit.",
+)
 
 
 class ServeCommand(click.Command):
     """A command that accepts flags with a value, such as `--exit-on-error=false`, and refuses the options in
-    ELSEWHERE with advice.
+    ELSEWHERE with advice. Its `--help` lists the common options, and its `--help-all` all options.
     """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), _HELP_ALL]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         title = ""
         for param in self.get_params(ctx):
             title = _SECTIONS.get(param.opts[0], title)
-            record = param.get_help_record(ctx)
-            if record is not None:
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None and (_ALL in ctx.meta or _COMMON.intersection(param.opts)):
                 sections.setdefault(title, []).append(record)
         for name, records in sections.items():
             with formatter.section(name):

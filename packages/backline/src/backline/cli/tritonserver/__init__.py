@@ -168,7 +168,7 @@ def _as_in_triton(parsed: Parsed) -> Parsed:
     cls=TritonCommand,
     add_help_option=False,
     options_metavar="OPTION...",
-    epilog="The options of 'backline serve' are accepted too, such as --auth; see 'backline serve --help'.",
+    epilog="The options of 'backline serve' are accepted too, such as --auth; see its --help-all.",
 )
 def command(arguments: tuple[str, ...]) -> int:
     """Serve models with the command line and the defaults of Triton's tritonserver.

@@ -10,6 +10,7 @@ from backline.cli.connection import connection_options
 from backline.cli.inputs import input_option, shape_option
 from backline.cli.load_generator import Arrivals
 from backline.cli.numbers import Number, Numbers
+from backline.cli.options import result_option, version_option
 from backline.cli.result_files import require_matplotlib
 from backline.plugins.tools.bench.benchmark import CONCURRENCIES, bench
 from backline.plugins.tools.bench.report import print_bench, write_html, write_json, write_png
@@ -74,19 +75,10 @@ was due."""
     help="The inputs, as --input @PATH: a .npz or .json with inputs by name, a folder with a file for each"
     " input, or the file of the only required input.",
 )
-@click.option("--model-version", default="", help="The version; default: the server's choice.")
-@click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all results as JSON."
-)
-@click.option(
-    "--html",
-    "html_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write an HTML page with the plot and the table.",
-)
-@click.option(
-    "--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot as an image."
-)
+@version_option()
+@result_option("--json", "json_path", "Write all results as JSON.")
+@result_option("--html", "html_path", "Write an HTML page with the plot and the table.")
+@result_option("--png", "png_path", "Write the plot as an image.")
 @connection_options
 def command(
     url: str,
@@ -111,9 +103,6 @@ def command(
     """
     if html_path is not None or png_path is not None:
         require_matplotlib()
-    for path in (json_path, html_path, png_path):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"'{path}' cannot be written: create its folder first")
     report = bench(
         model,
         url,

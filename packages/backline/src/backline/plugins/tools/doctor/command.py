@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from backline.cli.connection import client_options
+from backline.cli.options import json_option
 from backline.cli.serve.options import server_options
 from backline.plugins.tools.doctor.examination import doctor
 from backline.plugins.tools.doctor.finding import Diagnosis, Severity
@@ -67,7 +68,7 @@ def _as_connection(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(cls=DoctorCommand, epilog=_EPILOG)
 @click.option("--fix", is_flag=True, help="Repair what can be repaired safely, such as file permissions.")
 @click.option("--verbose", "-v", is_flag=True, help="Also list the checks that passed.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @client_options
 @_as_connection
 @server_options

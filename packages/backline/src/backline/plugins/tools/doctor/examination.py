@@ -13,7 +13,7 @@ from msgspec import structs
 from backline.backends.registry import FORMATS
 from backline.cli.command import run
 from backline.cli.serve import command as serve_command
-from backline.cli.serve.option import unknown_variables
+from backline.cli.serve.fields import unknown_variables
 from backline.plugins.tools.doctor.addresses import ADDRESSES, read_exposure
 from backline.plugins.tools.doctor.files import FILES, read_files
 from backline.plugins.tools.doctor.finding import Diagnosis, Repair, Severity, diagnose

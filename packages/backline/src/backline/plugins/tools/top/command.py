@@ -17,6 +17,7 @@ from backline.cli.command import run
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import memory_text, state_text
 from backline.cli.numbers import Number
+from backline.cli.options import json_option
 from backline.cli.table import STYLES, print_table
 from backline_client.client.aio import AsyncClient
 from backline_client.client.http_transport import HttpTransport
@@ -112,7 +113,7 @@ class VersionActivity:
     is_flag=True,
     help="Print one table and exit. The default if stdout is not a terminal and --json is not given.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, one for each interval.")
+@json_option("Print JSON lines, one for each interval.")
 @connection_options
 def command(url: str, options: ClientOptions, interval: float, once: bool, as_json: bool) -> None:
     """Show the requests, latencies and queues of the models on a server, the busiest first."""

@@ -13,6 +13,7 @@ import click
 
 from backline.cli.inputs import input_option, shape_option
 from backline.cli.numbers import DurationType, Number
+from backline.cli.options import result_option, state_folder_option, trust_pickle_option
 from backline.cli.result_files import require_matplotlib
 from backline.cli.run import find_model
 from backline.lifecycle.records import default_state_folder
@@ -51,26 +52,14 @@ with nothing else running. Callers wait for each response before they send the n
 )
 @input_option
 @shape_option
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    envvar="BACKLINE_STATE_DIR",
-    show_envvar=True,
-    help="The server's state folder, which contains recorded requests.",
-)
+@state_folder_option
 @click.option(
     "--write",
     is_flag=True,
     help="Write the best settings to the model's configuration, and keep the old file next to it.",
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a plot of throughput by latency, as .png, .svg or .html.",
-)
-@click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all results as JSON."
-)
+@result_option("--plot", "plot", "Write a plot of throughput by latency, as .png, .svg or .html.")
+@result_option("--json", "json_path", "Write all results as JSON.")
 @click.option(
     "--pace",
     type=Number(0, min_open=True),
@@ -78,7 +67,7 @@ with nothing else running. Callers wait for each response before they send the n
     show_default=True,
     help="Multiplies the duration of every measurement: larger values take longer and are more exact.",
 )
-@click.option("--trust-pickle", is_flag=True, help="Load a model that can execute code when loaded.")
+@trust_pickle_option
 def command(
     model: str,
     p99: float | None,
@@ -86,7 +75,7 @@ def command(
     data: str | None,
     inputs: tuple[str, ...],
     input_shape: tuple[str, ...],
-    state_dir: Path | None,
+    state_folder: Path | None,
     write: bool,
     plot: Path | None,
     json_path: Path | None,
@@ -103,14 +92,11 @@ def command(
         raise click.UsageError("--p99 and --throughput contradict each other; give one of them.")
     if plot is not None:
         require_matplotlib()
-    for path in (plot, json_path):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"'{path}' cannot be written: create its folder first")
     repository, name = find_model(model, whole=False)
     if write:
         check_folder(Path(model), name)
     logging.basicConfig(level="ERROR", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    recorded = _recorded(data, state_dir, repository, name)
+    recorded = _recorded(data, state_folder, repository, name)
     with progress() as on_progress:
         tuned = tune(
             model,

@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import click
 from msgspec.structs import asdict
 
 from backline.access.keys import ENVIRONMENT_KEYS
 from backline.cli.numbers import Number, WholeNumber
+from backline.cli.options import PREFIX, Decorator, Function, option
 from backline.engine.numbers import parse_bytes
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
@@ -20,11 +21,6 @@ from backline.wire.limits import Limits
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.spelling import nearest
 
-Function: TypeAlias = Callable[..., Any]
-Decorator: TypeAlias = Callable[[Function], Function]
-
-
-_PREFIX = "BACKLINE_"
 #: Environment variables that set no option of `backline serve`, because other code reads them.
 _OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_KEY", "BACKLINE_URL", *ENVIRONMENT_KEYS})
 #: Variables that Kubernetes sets in every container if a service has the name backline or backline-something.
@@ -35,31 +31,20 @@ _OF_KUBERNETES = (
 _LINKS = ("tcp://", "udp://", "sctp://")
 
 
-def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
-    """Returns an option that an environment variable can also set: BACKLINE_HTTP_PORT sets --http-port."""
-    variable = _PREFIX + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    shown = settings.get("default") not in (None, "")
-    return click.option(
-        name, *alternatives, envvar=variable, show_envvar=True, show_default=shown, **settings
-    )
-
-
 def unknown_variables(command: click.Command, environment: Mapping[str, str]) -> list[str]:
     """Returns a warning for each environment variable that starts with BACKLINE_ but sets no option."""
     known = {str(param.envvar) for param in command.params if param.envvar} | _OTHERS
     warnings = []
-    for name in sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
+    for name in sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
         if re.fullmatch(_OF_KUBERNETES, name) or (
             name.endswith("_PORT") and environment[name].startswith(_LINKS)
         ):
             continue
-        near = nearest(
-            name.removeprefix(_PREFIX), [other.removeprefix(_PREFIX) for other in sorted(known)], 3
-        )
+        near = nearest(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in sorted(known)], 3)
         hint = (
-            f"did you mean {' or '.join(_PREFIX + other for other in near)}?"
+            f"did you mean {' or '.join(PREFIX + other for other in near)}?"
             if near
-            else "`backline serve --help` lists all"
+            else "`backline serve --help-all` lists all"
         )
         warnings.append(f"the environment variable {name} has no effect; {hint}")
     return warnings
