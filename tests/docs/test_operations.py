@@ -15,13 +15,13 @@ from msgspec.structs import asdict
 
 from backline.cli import serve
 from backline.dialects import input_plan, json_scan
+from backline.dialects.bodies import json_text
 from backline.dialects.open_inference import repository
 from backline.dialects.open_inference.grpc import wire_format
 from backline.dialects.open_inference.rest import generate
 from backline.lifecycle.labels import labelling
 from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE, QUEUE_SECONDS, SMALLEST_QUEUE
 from backline.plugins.dialects.console import service as console
-from backline.plugins.dialects.plain import reader
 from backline.wire.limits import Limits
 from docs.conftest import wait_until_loaded
 from docs.pages import code, read, table
@@ -80,8 +80,8 @@ def test_the_bounds_of_requests_are_listed() -> None:
         "MAX_BYTES_ELEMENTS": input_plan.MAX_BYTES_ELEMENTS,
         "MAX_STRINGS": wire_format.MAX_STRINGS,
         "MAX_VARINTS": wire_format.MAX_VARINTS,
-        "MAX_JSON": reader.MAX_JSON,
-        "MAX_LISTS": reader.MAX_LISTS,
+        "MAX_JSON": json_text.MAX_JSON,
+        "MAX_LISTS": json_text.MAX_LISTS,
     }
 
 
