@@ -133,7 +133,10 @@ _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}")
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 _WORDS = (b"NaN", b"Infinity")
 _WORD = re.compile(rb"NaN|-?Infinity")
-_REWRITTEN = {b"NaN": b"null", b"Infinity": b'"Infinity"', b"-Infinity": b'"-Infinity"'}
+#: Bytes that UTF-8 does not have, in place of the initials of words.
+_HIDDEN = b"\xf8\xf9"
+_HIDE = np.frombuffer(bytes.maketrans(b"NI", _HIDDEN), np.uint8)
+_SHOW = bytes.maketrans(_HIDDEN, b"NI")
 #: The longest start of a word that may end a piece of text.
 _CUT_OFF = len(b"-Infinity") - 1
 #: How the decoder's error for a string that is no number begins, and the strings that are numbers.
@@ -249,7 +252,7 @@ def without_words(text: Buffer) -> bytes | None:
         for word in _WORD.finditer(whole, max(0, cut - _CUT_OFF)):
             if word.start() < cut < word.end():
                 cut = word.start()
-        pieces.append(_rewritten(whole[:cut], masks))
+        pieces.append(_rewritten(whole[:cut], masks[:cut]))
         left, left_inside = whole[cut:], masks[cut:]
     pieces.append(_rewritten(left, left_inside))
     return b"".join(pieces) if sum(map(len, pieces)) > len(text) else None  # each word has become longer
@@ -257,7 +260,13 @@ def without_words(text: Buffer) -> bytes | None:
 
 def _rewritten(text: bytes, inside: np.ndarray) -> bytes:
     """Rewrites the words in a piece of JSON. `inside` masks the bytes within strings."""
-    return _WORD.sub(lambda word: word[0] if inside[word.start()] else _REWRITTEN[word[0]], text)
+    if any(byte in text for byte in _HIDDEN):
+        return text  # The text is not UTF-8, so the decoder refuses it.
+    letters = np.frombuffer(text, np.uint8)
+    # The initials of words within strings are replaced, so that only the other words are found.
+    text = np.where(inside, _HIDE[letters], letters).tobytes()
+    text = text.replace(b"Infinity", b'"Infinity"').replace(b'-"Infinity"', b'"-Infinity"')
+    return text.replace(b"NaN", b"null").translate(_SHOW)
 
 
 def json_text(text: str) -> str | msgspec.Raw:
