@@ -32,12 +32,13 @@ from backline.dialects.answers import respond_json
 from backline.dialects.exchange import deadline_of
 from backline.dialects.plugin import Dialect, DialectPlugin
 from backline.wire.application import UnaryMethod
+from backline_client.values.errors import NotFound
 
 PLUGIN = DialectPlugin(
     name="{name}",
     target="{module}:Toy",
     summary="Counts",
-    routes=("POST /toy/models/{{}}/size", "GET /toy", "POST /toy/reset"{more}),
+    routes=("POST /toy/models/{{}}/size", "GET /toy", "GET /toy/own", "POST /toy/reset"{more}),
     services=("toy.Toy",),
     api_version={version},
 )
@@ -48,12 +49,17 @@ class Toy(Dialect):
         {fails}
         router.add(Scope.INFER, "POST", "/toy/models/{{}}/size", self.size)
         router.add(Scope.READ, "GET", "/toy", lambda request: respond_json(request, {{}}))
+        form = lambda error: (418, b'["' + error.message.encode() + b'"]')
+        router.add(Scope.READ, "GET", "/toy/own", self.refuse, errors=form)
         router.add(Scope.MANAGE, "POST", "/toy/reset", lambda request: respond_json(request, {{}}))
 
     def size(self, name, request):
         self.context.engine.find_ready(name, "")
         deadline_of(request.headers)
         respond_json(request, {{"size": len(request.body)}})
+
+    def refuse(self, request):
+        raise NotFound("no toys")
 
     def methods(self):
         return {{b"/toy.Toy/Size": UnaryMethod(lambda call, received: call.reply(b"ok"), Scope.READ)}}
@@ -93,6 +99,15 @@ def test_a_route_of_an_installed_dialect_works(install: Installer) -> None:
     assert caller.post("/toy/models/nobody/size", b"abc").status == 404
     assert caller.call(b"/toy.Toy/Size", b"").message == b"ok"
     assert b"/toy.Toy/Other" not in caller.application.rpc
+
+
+def test_errors_have_the_form_of_the_route(install: Installer) -> None:
+    install("toy")
+    engine = Engine()
+
+    answer = Caller(engine, build_application(engine)).get("/toy/own")
+
+    assert (answer.status, answer.json) == (418, ["no toys"])
 
 
 def test_unknown_paths_cost_one_scan(install: Installer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,3 +144,34 @@ def test_a_segment_may_have_a_fixed_ending_after_its_name() -> None:
     target = router.target(b"POST", b"/v1/models/a/versions/2:predict")
     assert target is not None
     assert target.model == "a"
+
+
+def test_dialects_share_a_path_if_their_methods_differ() -> None:
+    router, created = Router(), []
+
+    def announce(method: str) -> None:
+        def add_routes(to: Router) -> None:
+            created.append(method)
+            to.add(Scope.READ, method, "/models/{}", lambda *_: None)
+
+        router.announce(f"the dialect of {method}", [f"{method} /models/{{}}"], add_routes)
+
+    announce("POST")
+    announce("DELETE")
+    with pytest.raises(ValueError, match=r"dialect of POST cannot serve /models/\{\}"):
+        announce("POST")
+
+    assert router.target(b"POST", b"/models/a") is not None
+    assert router.target(b"DELETE", b"/models/a") is not None
+    assert router.target(b"PUT", b"/models/a") is None
+    assert created == ["POST", "DELETE"]
+
+
+def test_a_route_names_the_segment_before_its_model() -> None:
+    router = Router()
+    router.add(Scope.INFER, "POST", "/predictions/{}/{}", lambda *_: None, before_model="predictions")
+
+    target = router.target(b"POST", b"/predictions/a/1")
+
+    assert target is not None
+    assert target.model == "a"

@@ -16,6 +16,7 @@ from backline.wire.application import Buffer, Call, HttpRequest
 from backline_client.values.errors import BacklineError
 
 if TYPE_CHECKING:
+    from backline.dialects.answers import ErrorForm
     from backline.dialects.audit import Audit
     from backline_client.values.memo import Memo
 
@@ -34,6 +35,8 @@ class Operation(Struct, frozen=True, eq=False):
     model_of: Callable[[Buffer], str] | None = None
     #: What a message without a model's name concerns.
     unnamed: str | None = None
+    #: The form of errors; None for the form of most dialects.
+    errors: ErrorForm | None = None
 
     @property
     def route(self) -> str:

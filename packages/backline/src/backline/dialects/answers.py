@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from math import ceil
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,8 @@ from backline_client.values.errors import BacklineError, Internal, Unavailable
 JSON = b"application/json"
 _JSON_FIELDS: Fields = [(b"content-type", JSON)]
 encode_json = msgspec.json.Encoder().encode
+#: Returns the HTTP status of an error, and the JSON that describes it.
+ErrorForm: TypeAlias = Callable[[BacklineError], tuple[int, bytes]]
 _log = logging.getLogger(__name__)
 
 
@@ -35,13 +37,15 @@ def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) ->
 
 
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
-    """Responds with the error's status and {"error": message}. Adds `fields` to the header, and the fields
-    about retries, credentials and quotas that apply.
+    """Responds with the error's status and {"error": message}, or in the form that the route has. Adds
+    `fields` to the header, and the fields about retries, credentials and quotas that apply.
     """
-    answer = [*_JSON_FIELDS, *fields, *retry_fields(error), *(CHALLENGE if error.http_status == 401 else ())]
+    form: ErrorForm | None = request.error_form
+    status, body = (error.http_status, error_body(error.public_message)) if form is None else form(error)
+    answer = [*_JSON_FIELDS, *fields, *retry_fields(error), *(CHALLENGE if status == 401 else ())]
     if request.identity is not None and request.identity.meter is not None:
         answer += quota_fields(request.identity.meter)
-    request.respond(error.http_status, answer, [error_body(error.public_message)])
+    request.respond(status, answer, [body])
 
 
 def retry_fields(error: BacklineError) -> Fields:

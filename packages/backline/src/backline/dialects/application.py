@@ -274,6 +274,8 @@ class _HttpHandler:
     def __call__(self, request: HttpRequest) -> None:
         try:
             operation = self._resolve(request)
+            if operation.errors is not None:
+                request.error_form = operation.errors
             if self._admit is None or operation.target is FREE:
                 operation.handler(request)
             else:

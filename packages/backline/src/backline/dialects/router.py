@@ -12,7 +12,7 @@ from backline.access.identity import ANY_MODEL
 from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
 from backline.dialects.admission import MAX_REMEMBERED_SIZE, Operation
-from backline.dialects.answers import hidden_error
+from backline.dialects.answers import ErrorForm, hidden_error
 from backline.wire.application import HttpRequest
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound
 from backline_client.values.memo import Memo
@@ -43,6 +43,9 @@ class _Route(NamedTuple):
     handler: Callable[..., None]
     further: tuple[str, ...]
     lists: bool
+    #: The segment before the name of the model.
+    before_model: str = "models"
+    errors: ErrorForm | None = None
 
 
 class _Methods(dict[bytes, Operation]):
@@ -84,7 +87,7 @@ class Router:
         #: The patterns for which functions in `_later` must not add routes.
         self._closed: frozenset[tuple[str, ...]] = frozenset()
         #: The announced routes that have not been added yet, by pattern.
-        self._announced: dict[tuple[str, ...], _Announced] = {}
+        self._announced: dict[tuple[str, ...], list[_Announced]] = {}
         #: The announced routes that are being added.
         self._adding: _Announced | None = None
         self._websockets: set[tuple[str, ...]] = set()
@@ -97,14 +100,17 @@ class Router:
         handler: Callable[..., None],
         *further: str,
         lists: bool = False,
+        before_model: str = "models",
+        errors: ErrorForm | None = None,
     ) -> None:
         """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
-        `names` are the percent-decoded segments at each `{}`. `scope` is the permission that callers need;
-        the gate, not the router, checks it. A route that `lists` models is open to callers who may use only
-        some models; the handler then leaves out all other models. Raises ValueError for a route that is
-        already taken or was not announced, and for a pattern that a function passed to `add_later` may not
-        use.
+        `names` are the percent-decoded segments at each `{}`. `scope` is the permission that callers need
+        for the model whose name follows the segment `before_model`; the gate, not the router, checks it. A
+        route that `lists` models is open to callers who may use only some models; the handler then leaves out
+        all other models. `errors` is the form of errors, by default {"error": message}. Raises ValueError for
+        a route that is already taken or was not announced, and for a pattern that a function passed to
+        `add_later` may not use.
         """
         if scope in CHANGING:
             handler = self._changing(handler)
@@ -121,7 +127,7 @@ class Router:
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
             if name in methods:
                 raise ValueError(f"{method} {pattern} is routed twice")
-            methods[name] = _Route(scope, handler, further, lists)
+            methods[name] = _Route(scope, handler, further, lists, before_model, errors)
 
     def add_later(self, add_routes: Callable[[Router], None]) -> None:
         """Calls `add_routes` at the first request whose path no route added before matches, so that modules
@@ -143,7 +149,8 @@ class Router:
 
         `websockets` are the patterns at which GET accepts WebSocket handshakes. `owner` names the origin of
         the routes in error texts. If `add_routes` fails, the error is logged, and requests for these routes
-        are answered with status 500. Raises ValueError for a pattern that already has routes.
+        are answered with status 500. Raises ValueError for a route that is already taken, and for a pattern
+        for which requests have been resolved already.
         """
         accepting = frozenset(map(_pattern, websockets))
         methods: dict[tuple[str, ...], frozenset[bytes]] = dict.fromkeys(accepting, frozenset((b"GET",)))
@@ -151,14 +158,19 @@ class Router:
             method, _, path = route.partition(" ")
             segments = _pattern(path)
             methods[segments] = methods.get(segments, frozenset()) | {method.encode()}
-        for segments in methods:
-            if segments in self._patterns:
+        for segments, asked in methods.items():
+            if segments in self._closed or not asked.isdisjoint(self._taken(segments)):
                 raise ValueError(f"{owner} cannot serve /{'/'.join(segments)}, which is already taken")
         announced = _Announced(owner, methods, accepting, add_routes)
         self._websockets |= accepting
         for segments in methods:
-            self._announced[segments] = announced
+            self._announced.setdefault(segments, []).append(announced)
             self._reserve(segments)
+
+    def _taken(self, segments: tuple[str, ...]) -> set[bytes]:
+        """Returns the methods of a pattern that have a route, or are announced."""
+        methods = set(self._patterns.get(segments, ()))
+        return methods.union(*(one.methods[segments] for one in self._announced.get(segments, ())))
 
     def _reserve(self, segments: tuple[str, ...]) -> dict[bytes, _Route]:
         """Returns the routes of a pattern, which may be new."""
@@ -174,18 +186,21 @@ class Router:
 
     def _add_announced(self, announced: _Announced) -> None:
         for segments in announced.methods:
-            del self._announced[segments]
+            self._announced[segments].remove(announced)
+            if not self._announced[segments]:
+                del self._announced[segments]
         self._adding = announced
         try:
             announced.add_routes(self)
         except Exception as error:
             failed = partial(_fail, hidden_error(f"the routes of {announced.owner}", error))
             for segments, methods in announced.methods.items():
-                self._patterns[segments] = {one: _Route(Scope.PUBLIC, failed, (), False) for one in methods}
+                self._patterns[segments] |= {one: _Route(Scope.PUBLIC, failed, (), False) for one in methods}
         finally:
             self._adding = None
         for segments in announced.methods:
-            if not self._patterns[segments]:  # the dialect serves this route only with other options
+            # The dialect serves this route only with other options.
+            if not self._patterns[segments] and segments not in self._announced:
                 del self._patterns[segments]
                 if segments in self._with_endings:
                     self._with_endings.remove(segments)
@@ -208,7 +223,7 @@ class Router:
         while self._add_later():
             pass
         while self._announced:
-            self._add_announced(next(iter(self._announced.values())))
+            self._add_announced(next(iter(self._announced.values()))[0])
         for segments, methods in self._patterns.items():
             for method, route in methods.items():
                 if method != b"HEAD":
@@ -270,18 +285,16 @@ class Router:
             names = _names(pattern, segments)
             if names is not None:
                 if pattern in self._announced:
-                    self._add_announced(self._announced[pattern])
+                    self._add_announced(self._announced[pattern][0])
                     return self._match(path)
-                methods = self._patterns[pattern]
-                model, path = _model(pattern, segments), bytes(path)
+                methods, path = self._patterns[pattern], bytes(path)
                 bound = _Methods()
                 bound.websocket = pattern in self._websockets
                 for method, route in methods.items():
-                    target = AccessTarget(
-                        route.scope, ANY_MODEL if route.lists else model, api_of_route(pattern, route.scope)
-                    )
+                    model = ANY_MODEL if route.lists else _model(route.before_model, pattern, segments)
+                    target = AccessTarget(route.scope, model, api_of_route(pattern, route.scope))
                     handler = partial(route.handler, *names, *route.further)
-                    bound[method] = Operation(handler, target, path, method)
+                    bound[method] = Operation(handler, target, path, method, errors=route.errors)
                 if len(path) <= MAX_REMEMBERED_SIZE:
                     self._resolved.keep(path, bound)
                 return bound
@@ -311,10 +324,8 @@ class Router:
             return f"{text}. {_instead_of_v1(segments[2:])}"
         # Model names may be long and resemble anything, so only the fixed segments are compared.
         routes: dict[str, str] = {}
-        for pattern, methods in self._patterns.items():
-            announced = self._announced.get(pattern)
-            known = methods if announced is None else announced.methods[pattern]
-            if len(pattern) != len(segments) or method not in known:
+        for pattern in self._patterns:
+            if len(pattern) != len(segments) or method not in self._taken(pattern):
                 continue
             pairs = list(zip(pattern, segments, strict=True))
             fixed = "/".join(segment for expected, segment in pairs if not expected.startswith("{}"))
@@ -363,10 +374,10 @@ def _names(pattern: tuple[str, ...], segments: list[str]) -> list[str] | None:
     return names
 
 
-def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
-    """Returns the name of the model in a path: the variable segment that follows "models"."""
+def _model(before_model: str, pattern: tuple[str, ...], segments: list[str]) -> str | None:
+    """Returns the name of the model in a path: the variable segment that follows `before_model`."""
     for before, expected, segment in zip(pattern, pattern[1:], segments[1:], strict=False):
-        if before == "models" and expected.startswith("{}"):
+        if before == before_model and expected.startswith("{}"):
             return segment.removesuffix(_ending(expected))
     return None
 

@@ -67,9 +67,11 @@ class HttpRequest(ABC):
     before the response is sent; responses made afterwards are silently dropped.
     """
 
-    __slots__ = ("body", "headers", "identity", "method", "on_abandon", "path", "query")
+    __slots__ = ("body", "error_form", "headers", "identity", "method", "on_abandon", "path", "query")
     #: The sender of the request. Only the application uses this attribute.
     identity: Any
+    #: How errors are written in a response. Only the application uses this attribute.
+    error_form: Any
 
     def __init__(
         self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer
@@ -80,6 +82,7 @@ class HttpRequest(ABC):
         self.headers = headers
         self.body = body
         self.identity = None
+        self.error_form = None
         self.on_abandon: Callable[[], None] | None = None
 
     @property

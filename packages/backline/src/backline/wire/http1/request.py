@@ -48,7 +48,7 @@ class Http1Request(HttpRequest):
         self.query = query
         self.headers = headers
         self.body = body
-        self.identity = None
+        self.identity = self.error_form = None
         self.on_abandon = None
         #: None once the request is answered or the client has disconnected.
         self._pipeline: Pipeline | None = pipeline
