@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from fake_models import Caller, arrived_at
+from fake_models import Caller, arrived_at, fill_engine
 
 from backline.dialects.application import build_application
 from backline.engine.engine import Engine
@@ -289,14 +289,17 @@ def test_only_routes_that_take_the_method_are_suggested(caller: Caller) -> None:
     ],
 )
 def test_a_route_of_tensorflow_serving_gets_the_route_to_use_instead(
-    caller: Caller, method: str, path: str, instead: str
+    method: str, path: str, instead: str
 ) -> None:
+    engine = fill_engine()
+    caller = Caller(engine, build_application(engine, dialects=()))
+
     answer = caller.http(method, f"/v1/models/{path}").answer
 
     assert answer.status == 404
     assert answer.error == (
         f"Not Found: {method} /v1/models/{path}. The REST protocol of TensorFlow Serving (v1 of KServe) is"
-        f" not served; in the Open Inference Protocol, {instead}"
+        f" not served, because --dialects leaves it out; in the Open Inference Protocol, {instead}"
     )
 
 

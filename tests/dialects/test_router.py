@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from fake_models import FakeHttpRequest
 
 from backline.access.scope import Scope
 from backline.dialects.application import build_application
@@ -175,3 +176,24 @@ def test_a_route_names_the_segment_before_its_model() -> None:
 
     assert target is not None
     assert target.model == "a"
+
+
+def test_dialects_that_share_a_route_respond_with_one_document() -> None:
+    router = Router()
+
+    def announce(key: str, status: int, shared: tuple[str, ...] = ("GET /models/{}",)) -> None:
+        def add_routes(to: Router) -> None:
+            to.join(Scope.READ, "/models/{}", lambda name, _: (status, {key: name}))
+
+        router.announce(f"the dialect of {key}", ["GET /models/{}"], add_routes, shared=shared)
+
+    announce("id", 200)
+    announce("name", 503)
+    with pytest.raises(ValueError, match=r"dialect of other cannot serve /models/\{\}"):
+        announce("other", 200, ())
+
+    request = FakeHttpRequest(b"GET", b"/models/a", {}, b"")
+    router.resolve(request).handler(request)
+
+    assert request.answer is not None
+    assert (request.answer.status, request.answer.json) == (503, {"id": "a", "name": "a"})

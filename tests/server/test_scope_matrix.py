@@ -179,7 +179,8 @@ def fill(pattern: str, model: str = MODEL) -> str:
     parts: list[str] = []
     for part in pattern.split("/"):
         before = parts[-1] if parts else ""
-        parts.append({"models": model, "versions": "1"}.get(before, "x") if part == "{}" else part)
+        filled = {"models": model, "versions": "1"}.get(before, "x")
+        parts.append(filled + part[2:] if part[:2] == "{}" else part)
     return "/".join(parts)
 
 

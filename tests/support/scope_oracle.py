@@ -23,10 +23,12 @@ RULES = tuple(
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /models/\{\}(/versions/\{\})?", "infer"),
+        (r"POST /v1/models/\{\}(/(versions|labels)/\{\})?:(predict|explain|classify|regress)", "infer"),
         (r"(GET|HEAD) /models/\{\}(/versions/\{\})?/stream", "infer"),
         (r"(GET|HEAD) /(console(/\{\})?|v2/access)?", "public"),
         (r"(GET|HEAD) /v2/(logging/lines|models/\{\}/recorded)", "admin"),
         (r"(GET|HEAD) /(v2(/.*)?|openapi\.json)", "read"),
+        (r"(GET|HEAD) /v1/models(/\{\}(/(versions|labels)/\{\})?(/metadata)?)?", "read"),
         (r"POST /v2/repository(/\{\})?/index", "read"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(models|repository|(system|cuda)sharedmemory)/.*", "manage"),
@@ -49,7 +51,7 @@ RPC_RULES = tuple(
 
 #: What lists models shows those that a caller may read about, and is open to callers who may read about some.
 LISTS = re.compile(
-    r"(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
+    r"(GET|HEAD) /v1/models|(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
     r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )
@@ -102,10 +104,11 @@ class Routes:
         best: tuple[int, str] | None = None
         for pattern, parts in self._patterns.items():
             if len(parts) == len(asked) and all(
-                (bool(given) if part == "{}" else part == given)
+                (given.endswith(part[2:]) and given != part[2:] if part[:2] == "{}" else part == given)
                 for part, given in zip(parts, asked, strict=True)
             ):
-                variables = parts.count("{}")
+                # A part with an ending, such as {}:predict, is more specific than one without.
+                variables = 2 * pattern.count("{}") - any(part[:2] == "{}" != part for part in parts)
                 if best is None or variables < best[0]:
                     best = variables, pattern
         scope = self.scopes.get((method, best[1])) if best else None
@@ -113,9 +116,10 @@ class Routes:
             return Meaning(None)
         parts = self._patterns[best[1]]
         named = [
-            given for before, part, given in zip(parts, parts[1:], asked[1:], strict=False)
-            if (before, part) == ("models", "{}")
-        ]  # fmt: skip
+            given.removesuffix(part[2:])
+            for before, part, given in zip(parts, parts[1:], asked[1:], strict=False)
+            if (before, part[:2]) == ("models", "{}")
+        ]
         lists = LISTS.fullmatch(f"{method} {best[1]}") is not None
         return Meaning(scope, named[0] if named else None, lists=lists)
 

@@ -122,6 +122,37 @@ def write_numbers(data: np.ndarray) -> bytes:
     return b"".join((b"[", b",".join(pieces), b"]"))
 
 
+def write_nested(data: np.ndarray) -> bytes:
+    """Writes an array of numbers or booleans as nested lists, or a scalar as itself.
+
+    Numbers that are not finite are written as the words NaN, Infinity and -Infinity. Large arrays are written
+    in pieces, between which other threads can run.
+    """
+    if data.size > PIECE:
+        return in_pieces(data, _write_lists)
+    return _write_lists(data) if data.ndim else _write_lists(data.reshape(1))[1:-1]
+
+
+def _write_lists(data: np.ndarray) -> bytes:
+    text = orjson.dumps(np.ascontiguousarray(data), option=orjson.OPT_SERIALIZE_NUMPY)
+    if _N not in text or data.dtype.kind != "f":  # no number has become null
+        return text
+    return _encode_words(data.tolist())
+
+
+def in_pieces(data: np.ndarray, encode: Callable[[np.ndarray], bytes]) -> bytes:
+    """Encodes an array with more than PIECE elements as a JSON list; `encode` encodes a part of it, which has
+    all dimensions.
+    """
+    row = data.size // len(data)
+    if row > PIECE:
+        parts = [in_pieces(part, encode) for part in data]
+    else:
+        rows = PIECE // row
+        parts = [encode(data[start : start + rows])[1:-1] for start in range(0, len(data), rows)]
+    return b"[%b]" % b",".join(parts)
+
+
 #: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
 #: Triton's texts for data whose length does not match the shape, and for data that is not a list.
@@ -327,7 +358,7 @@ def encode_numbers(tensor: Tensor) -> bytes:
     return b"[" + b",".join(pieces) + b"]"
 
 
-def _encode_words(values: list[float]) -> bytes:
+def _encode_words(values: list[Any]) -> bytes:
     """Encodes a list as JSON in which NaN and infinite numbers are words."""
     return json.dumps(values, separators=(",", ":")).encode()
 

@@ -39,6 +39,9 @@ class DialectPlugin(Plugin, frozen=True, kw_only=True):
     routes: tuple[str, ...] = ()
     #: The patterns of the routes at which GET accepts WebSocket handshakes.
     websockets: tuple[str, ...] = ()
+    #: Those of the `routes`, all GET, on which dialects of other protocols respond too. They are added with
+    #: `Router.join`, and all keys are in one document.
+    shared: tuple[str, ...] = ()
     #: The full names of the gRPC services, such as "package.Service".
     services: tuple[str, ...] = ()
 
@@ -121,7 +124,11 @@ class Dialects:
 
     def _announce(self, record: DialectPlugin, router: Router) -> None:
         router.announce(
-            record.title, record.routes, lambda to: self._create(record).add_routes(to), record.websockets
+            record.title,
+            record.routes,
+            lambda to: self._create(record).add_routes(to),
+            record.websockets,
+            record.shared,
         )
 
     def methods_of(self, service: str) -> Methods:
@@ -179,6 +186,7 @@ DIALECTS: Final = Door(
     DialectPlugin,
     (
         "backline.plugins.dialects.plain",
+        "backline.plugins.dialects.tensorflow_serving",
         "backline.plugins.dialects.openapi",
         "backline.plugins.dialects.console",
     ),

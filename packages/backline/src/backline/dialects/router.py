@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from backline.access.gate import AccessTarget
@@ -12,17 +12,21 @@ from backline.access.identity import ANY_MODEL
 from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
 from backline.dialects.admission import MAX_REMEMBERED_SIZE, Operation
-from backline.dialects.answers import ErrorForm, hidden_error
+from backline.dialects.answers import ErrorForm, hidden_error, respond_json
 from backline.wire.application import HttpRequest
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound
 from backline_client.values.memo import Memo
 from backline_client.values.spelling import nearest
 
 Handler: TypeAlias = Callable[[HttpRequest], None]
+#: What one dialect says on a route that several share: a status, and the keys of a document.
+Part: TypeAlias = tuple[int, Mapping[str, object]]
 #: The maximum number of paths whose operations are cached; see also MAX_REMEMBERED_SIZE.
 _MAX_REMEMBERED = 4096
 #: The maximum length in bytes of a path; real names are far shorter.
 _MAX_PATH_SIZE = 8192
+#: A route of the dialect of TensorFlow Serving, which a server may leave out.
+_PREDICT = ("v1", "models", "{}:predict")
 #: The target of OPTIONS, for which the caller is not even identified.
 FREE = AccessTarget(Scope.PUBLIC)
 
@@ -60,7 +64,22 @@ class _Announced(NamedTuple):
     owner: str
     methods: Mapping[tuple[str, ...], frozenset[bytes]]
     websockets: frozenset[tuple[str, ...]]
+    shared: frozenset[tuple[str, ...]]
     add_routes: Callable[[Router], None]
+
+
+class _Joined:
+    """Responds with what several dialects say on the same route: all keys in one document, with the highest
+    status. The first error stands for all.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Callable[..., Part]] = []
+
+    def __call__(self, *arguments: Any) -> None:
+        said = [part(*arguments) for part in self.parts]
+        document = {key: value for _, keys in said for key, value in keys.items()}
+        respond_json(arguments[-1], document, max(status for status, _ in said))
 
 
 class Router:
@@ -88,6 +107,8 @@ class Router:
         self._closed: frozenset[tuple[str, ...]] = frozenset()
         #: The announced routes that have not been added yet, by pattern.
         self._announced: dict[tuple[str, ...], list[_Announced]] = {}
+        #: The patterns at which several dialects may respond to GET.
+        self._shared: set[tuple[str, ...]] = set()
         #: The announced routes that are being added.
         self._adding: _Announced | None = None
         self._websockets: set[tuple[str, ...]] = set()
@@ -129,6 +150,20 @@ class Router:
                 raise ValueError(f"{method} {pattern} is routed twice")
             methods[name] = _Route(scope, handler, further, lists, before_model, errors)
 
+    def join(self, scope: Scope, pattern: str, part: Callable[..., Part], *, lists: bool = False) -> None:
+        """Adds to the response to GET on `pattern` what `part(*names, request)` returns. All parts of a
+        pattern have the same `scope` and `lists`; see `add`.
+        """
+        route = self._patterns.get(_pattern(pattern), {}).get(b"GET")
+        if route is None:
+            joined = _Joined()
+            self.add(scope, "GET", pattern, joined, lists=lists)
+        elif isinstance(route.handler, _Joined):
+            joined = route.handler
+        else:
+            raise ValueError(f"GET {pattern} is routed twice")
+        joined.parts.append(part)
+
     def add_later(self, add_routes: Callable[[Router], None]) -> None:
         """Calls `add_routes` at the first request whose path no route added before matches, so that modules
         that only these routes need are imported late.
@@ -143,12 +178,13 @@ class Router:
         routes: Iterable[str],
         add_routes: Callable[[Router], None],
         websockets: Iterable[str] = (),
+        shared: Iterable[str] = (),
     ) -> None:
         """Reserves `routes`, such as "POST /models/{}", for `add_routes`, which is called at the first
         request for one of them.
 
-        `websockets` are the patterns at which GET accepts WebSocket handshakes. `owner` names the origin of
-        the routes in error texts. If `add_routes` fails, the error is logged, and requests for these routes
+        `websockets` are the patterns at which GET accepts WebSocket handshakes, and `shared` those of the
+        `routes` to which others may add with `join`. `owner` names the origin of the routes in error texts. If `add_routes` fails, the error is logged, and requests for these routes
         are answered with status 500. Raises ValueError for a route that is already taken, and for a pattern
         for which requests have been resolved already.
         """
@@ -158,11 +194,14 @@ class Router:
             method, _, path = route.partition(" ")
             segments = _pattern(path)
             methods[segments] = methods.get(segments, frozenset()) | {method.encode()}
+        joining = frozenset(_pattern(route.partition(" ")[2]) for route in shared)
         for segments, asked in methods.items():
-            if segments in self._closed or not asked.isdisjoint(self._taken(segments)):
+            taken = self._taken(segments) - ({b"GET"} if segments in joining & self._shared else set())
+            if segments in self._closed or not asked.isdisjoint(taken):
                 raise ValueError(f"{owner} cannot serve /{'/'.join(segments)}, which is already taken")
-        announced = _Announced(owner, methods, accepting, add_routes)
+        announced = _Announced(owner, methods, accepting, joining, add_routes)
         self._websockets |= accepting
+        self._shared |= joining
         for segments in methods:
             self._announced.setdefault(segments, []).append(announced)
             self._reserve(segments)
@@ -195,7 +234,8 @@ class Router:
         except Exception as error:
             failed = partial(_fail, hidden_error(f"the routes of {announced.owner}", error))
             for segments, methods in announced.methods.items():
-                self._patterns[segments] |= {one: _Route(Scope.PUBLIC, failed, (), False) for one in methods}
+                known = self._patterns[segments]  # has what other dialects say on a shared route
+                known |= {one: _Route(Scope.PUBLIC, failed, (), False) for one in methods if one not in known}
         finally:
             self._adding = None
         for segments in announced.methods:
@@ -320,7 +360,7 @@ class Router:
         segments = _segments(path[:_MAX_PATH_SIZE], "replace")
         asked = "/" + "/".join(segments)
         text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"
-        if segments[:2] == ["v1", "models"] and len(segments) > 2:
+        if segments[:2] == ["v1", "models"] and len(segments) > 2 and _PREDICT not in self._patterns:
             return f"{text}. {_instead_of_v1(segments[2:])}"
         # Model names may be long and resemble anything, so only the fixed segments are compared.
         routes: dict[str, str] = {}
@@ -397,8 +437,8 @@ def _instead_of_v1(segments: list[str]) -> str:
     else:
         instead = f"the state of a model is GET {route}/ready"
     return (
-        "The REST protocol of TensorFlow Serving (v1 of KServe) is not served;"
-        f" in the Open Inference Protocol, {instead}"
+        "The REST protocol of TensorFlow Serving (v1 of KServe) is not served, because --dialects leaves it"
+        f" out; in the Open Inference Protocol, {instead}"
     )
 
 

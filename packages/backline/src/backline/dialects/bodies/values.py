@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from backline.dialects.input_plan import check_bytes_elements
-from backline.dialects.json_data import NOT_FINITE, json_text
+from backline.dialects.json_data import NOT_FINITE, in_pieces, json_text
 from backline.dialects.off_loop import PIECE
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import Internal, InvalidArgument
@@ -61,21 +59,9 @@ def value_of(tensor: Tensor, *, json: bool = False) -> Any:
     `json`, each element is the text of a JSON value and is replaced by that value. Raises Internal for an
     element that is not valid JSON.
     """
-    lists = partial(_lists, tensor, json)
     if tensor.data.size <= PIECE:
-        return lists(tensor.data)
-    return msgspec.Raw(_in_pieces(tensor.data, lists))
-
-
-def _in_pieces(data: np.ndarray, lists: Callable[[np.ndarray], Any]) -> bytes:
-    """Encodes an array with more than PIECE elements; `lists` converts a part of the array."""
-    row = data.size // len(data)
-    if row > PIECE:
-        parts = [_in_pieces(part, lists) for part in data]
-    else:
-        rows = PIECE // row
-        parts = [_encode(lists(data[start : start + rows]))[1:-1] for start in range(0, len(data), rows)]
-    return b"[%b]" % b",".join(parts)
+        return _lists(tensor, json, tensor.data)
+    return msgspec.Raw(in_pieces(tensor.data, lambda part: _encode(_lists(tensor, json, part))))
 
 
 def _lists(tensor: Tensor, json: bool, data: np.ndarray) -> Any:

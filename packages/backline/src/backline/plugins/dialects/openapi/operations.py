@@ -146,6 +146,29 @@ _PLAIN = Operation(
     header=_REQUEST_FIELDS,
 )
 
+_PREDICTION: Schema = {
+    "type": "object",
+    "properties": {"signature_name": STRING, "instances": listed({}), "inputs": {}},
+}
+_PREDICTED: Schema = {"type": "object", "properties": {"predictions": listed({}), "outputs": {}}}
+_STATUS = having({"model_version_status": listed(having({"version": STRING, "state": STRING}))})
+_PREDICT = change(
+    _INFER, "Run a model on `instances` or `inputs` (TensorFlow Serving)", _PREDICTION, _PREDICTED
+)
+_EXPLAIN = change(_INFER, "Get the output `explanations` of a model (KServe, version 1)", _PREDICTION, OBJECT)
+_OF_SIGNATURE = read(_MODEL, "The signature of a version (TensorFlow Serving)", having({"metadata": OBJECT}))
+#: The same routes for a model, for one of its versions and for a label.
+_TENSORFLOW_SERVING = {
+    (method, f"/v1/models/{{}}{version}{end}"): operation
+    for version in ("", "/versions/{}", "/labels/{}")
+    for method, end, operation in (
+        ("POST", ":predict", _PREDICT),
+        ("POST", ":explain", _EXPLAIN),
+        ("GET", "/metadata", _OF_SIGNATURE),
+        ("GET", "", read(_MODEL, "The states of versions (TensorFlow Serving)", _STATUS)),
+    )
+}
+
 #: The operations by method and pattern. Routes with and without a version share an operation.
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/"): Operation(
@@ -221,6 +244,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             _json(OBJECT),
             further={503: "Not ready", 400: "Not ready"},
         ),
+    ),
+    ("GET", "/v1/models"): read(_MODEL, "The models (KServe)", having({"models": listed(STRING)})),
+    **_TENSORFLOW_SERVING,
+    ("GET", "/v1/models/{}"): Operation(
+        _MODEL,
+        "The states of all versions (TensorFlow Serving), and whether the model is ready (KServe)",
+        _json(_STATUS),
+        further={503: "Not ready"},
     ),
     ("POST", "/models/{}"): _PLAIN,
     ("POST", "/models/{}/versions/{}"): _PLAIN,
