@@ -39,6 +39,7 @@ STARTS = {
     "model.txt": b"tree\n",
     "model.cbm": b"CBM1",
     "MLmodel": b"flavors:",
+    "modules.json": b"[]",
 }
 EXTRAS = [
     ("model.onnx", "onnxruntime", "onnx"),
@@ -52,6 +53,7 @@ EXTRAS = [
     ("model.cbm", "catboost", "catboost"),
     ("model.skops", "sklearn", "sklearn"),
     ("MLmodel", "yaml", "mlflow"),
+    ("modules.json", "tokenizers", "embeddings"),
 ]
 
 

@@ -28,6 +28,7 @@ from support.tools import tool
 #: Modules that an environment without extras lacks, and the extra that installs each.
 EXTRAS = {
     "onnxruntime": "onnx",
+    "tokenizers": "embeddings",
     "torch": "torch",
     "tensorflow": "tensorflow",
     "ai_edge_litert": "litert",

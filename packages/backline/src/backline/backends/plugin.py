@@ -96,6 +96,7 @@ BACKENDS: Final = Door(
         "backline.backends.python_plugin",
         "backline.plugins.runtimes.torchserve",
         "backline.plugins.fleet",
+        "backline.plugins.runtimes.text",
         "backline.plugins.runtimes.reference",
     ),
 )

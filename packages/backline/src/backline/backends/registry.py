@@ -124,6 +124,10 @@ def _format_named(filename: str) -> ModelFormat | None:
 
 
 def _named(filename: str, formats: Sequence[ModelFormat]) -> ModelFormat | None:
+    # A name in a subfolder, such as onnx/model.onnx, comes after the same name without one.
+    for format in formats:
+        if filename in format.filenames:
+            return format
     for format in formats:
         if any(filename == name.rpartition("/")[2] for name in format.filenames):
             return format
