@@ -7,17 +7,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from msgspec.structs import force_setattr
 
+from backline.wire.application import HttpRequest
 from backline.wire.body import GrowingBuffer
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http2 import frames
+from backline.wire.http2.connection import Http2Connection
 from backline.wire.limits import Limits
-from backline.wire.turns import Turns
+from backline.wire.turns import SECONDS_PER_ROUND, Turns
 from wire.conftest import WireServer, read_answer, wire_server
-from wire.http2.served import FrameClient, serve
+from wire.http2.served import FrameClient, Served, serve
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -201,6 +204,58 @@ def test_pipelined_requests_in_one_packet_are_spread_over_turns() -> None:
     assert order.index(b"/dump") < 20
 
 
+def ready_connections(served: Served) -> list[Http2Connection]:
+    """The server's connections whose preface has arrived."""
+    connections = [
+        connection for connection in served.wire.connections if isinstance(connection, Http2Connection)
+    ]
+    return [connection for connection in connections if connection.reader.preface_done]
+
+
+def test_connections_share_the_round_in_which_they_receive_bytes() -> None:
+    """If one connection has used up the round, the others only begin to handle what they have received."""
+    busy = Limits().seconds_per_turn + SECONDS_PER_ROUND
+    seen = 0
+
+    def handle(request: HttpRequest) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 10:
+            time.sleep(busy)
+        request.respond(200, [(b"content-type", b"text/plain")], [b"x"])
+
+    # Without the round, a turn would only end after 256 frames.
+    with serve(Limits(seconds_per_turn=60.0)) as served, ExitStack() as stack:
+        force_setattr(served.wire.application, "http", handle)
+        clients = [stack.enter_context(FrameClient(served.port)) for _ in range(5)]
+        served.wait_until(lambda: len(ready_connections(served)) == 5)
+        block = clients[0].encoder.encode(
+            [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+        )
+        flags = frames.END_HEADERS | frames.END_STREAM
+        requests = b"".join(frames.frame(frames.HEADERS, flags, 2 * n + 1, block) for n in range(100))
+
+        def receive() -> int:
+            for connection in ready_connections(served):
+                connection.data_received(requests)
+            return seen
+
+        assert served.run(receive) < 10 + 4 * 8
+        served.wait_until(lambda: seen == 500)
+
+
+def test_turns_of_a_round_end_together_and_the_next_round_has_its_own_time() -> None:
+    async def scenario() -> None:
+        turns = Turns(asyncio.get_running_loop(), 0.001)
+        assert turns.turn_ends(10.0) == 10.001
+        assert turns.turn_ends(10.0045) == 10.0 + SECONDS_PER_ROUND
+        assert turns.turn_ends(11.0) == 10.0 + SECONDS_PER_ROUND
+        await asyncio.sleep(0)
+        assert turns.turn_ends(12.0) == 12.001
+
+    asyncio.run(scenario())
+
+
 class Taker:
     """A connection that counts its turns, and fails in each of them if `broken`."""
 
@@ -223,7 +278,7 @@ def test_a_connection_whose_turn_fails_is_closed_and_the_others_get_their_turns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario() -> None:
-        turns = Turns(asyncio.get_running_loop())
+        turns = Turns(asyncio.get_running_loop(), 0.001)
         broken, sound = Taker(broken=True), Taker()
         for expected in (1, 2):
             turns.wait(broken)

@@ -97,7 +97,7 @@ class Wire:
         #: other bytes here. It copies them within the same callback, so no connection sees another's bytes.
         self.read_buffer = bytearray(READ_BUFFER)
         #: The queue of connections whose received bytes wait while other connections are served.
-        self.turns = Turns(loop)
+        self.turns = Turns(loop, limits.seconds_per_turn)
         self.unsent = Unsent(self)
         #: Large bodies that are being received.
         self.uploads = Uploads(limits.max_receiving_bytes, loop)

@@ -80,8 +80,7 @@ class Limits(Struct, frozen=True):
     #: The maximum number of HTTP/2 frames that the server handles for one connection before other connections
     #: get their turn.
     frames_per_turn: int = 256
-    #: The maximum time that the server spends on one connection before other connections get their turn. The
-    #: turns of many busy connections add up: a client waits for those of all others.
+    #: The maximum time that the server spends on one connection before other connections get their turn.
     seconds_per_turn: float = 0.001
     #: The maximum average rate of idle frames, beyond those that answered requests and sent DATA frames
     #: allow. Idle frames are HTTP/2 frames that carry nothing or almost nothing (such as RST_STREAM,

@@ -11,8 +11,8 @@ from typing import Protocol
 
 log = logging.getLogger("backline.wire")
 
-#: The maximum time of one round over all waiting connections, in seconds. After the round, the event loop
-#: polls the sockets again.
+#: The maximum time of one round, in seconds: of the turns of waiting connections, and of the turns that
+#: connections begin when they receive bytes, before the event loop polls the sockets again.
 SECONDS_PER_ROUND = 0.005
 #: The number of connections that resume reading per round. The event loop reads from all readable sockets
 #: before it runs anything else, so this bounds how long a hundred simultaneous uploads can delay other
@@ -40,14 +40,34 @@ class Turns:
     Each connection limits its own turn in bytes and time. A round is limited in total time and in the number
     of sockets that resume reading, however many connections wait. If a turn fails because of a fault in the
     server, only that connection is closed.
+
+    Each turn takes at most `longest` seconds.
     """
 
-    __slots__ = ("_loop", "_scheduled", "_waiting")
+    __slots__ = ("_longest", "_loop", "_round_ends", "_scheduled", "_waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, longest: float) -> None:
         self._loop = loop
+        self._longest = longest
         self._waiting: OrderedDict[TakesTurns, None] = OrderedDict()
         self._scheduled = False
+        #: The time when the turns of this round must end, or 0 until a turn asks.
+        self._round_ends = 0.0
+
+    def turn_ends(self, now: float) -> float:
+        """Returns the time (perf_counter()) when the turn that a connection begins `now` must end.
+
+        If other connections have used up the round, that is before `now`: the connection then handles one
+        request, or a few frames, and leaves the rest for its next turn. To spare the others this call,
+        connections call it only if they have received more than that.
+        """
+        if not self._round_ends:
+            self._round_ends = now + SECONDS_PER_ROUND
+            self._loop.call_soon(self._end_round)
+        return min(now + self._longest, self._round_ends)
+
+    def _end_round(self) -> None:
+        self._round_ends = 0.0
 
     def wait(self, connection: TakesTurns) -> None:
         """Queues a connection for a call of its `take_turn`. A connection that is already queued keeps its

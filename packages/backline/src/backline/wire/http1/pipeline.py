@@ -118,7 +118,7 @@ class Pipeline:
         while self.waiting and self.current is None and not self.write_paused:
             # The clock is not read for the first entry, which is usually the only one.
             if not end_of_turn:
-                end_of_turn = perf_counter() + self.wire.limits.seconds_per_turn
+                end_of_turn = self.wire.turns.turn_ends(perf_counter())
             elif perf_counter() > end_of_turn:
                 self._connection.end_turn()
                 break

@@ -108,13 +108,15 @@ class Admission:
                     pause.set_result(None)
             self._pausing.clear()
         waiting = self.waiting
-        end_of_turn = perf_counter() + self._wire.limits.seconds_per_turn
+        end_of_turn = 0.0
         while waiting:
             stream = waiting[0]
             if not stream.answered:
                 if not self._fits(stream):
                     return
-                if perf_counter() > end_of_turn:
+                if not end_of_turn:
+                    end_of_turn = self._wire.turns.turn_ends(perf_counter())
+                elif perf_counter() > end_of_turn:
                     self.stir()
                     return
             waiting.popleft()

@@ -313,8 +313,8 @@ class FrameReader:
             if not budget & 3:
                 now = perf_counter()
                 if not end_of_turn:
-                    end_of_turn = now + self._limits.seconds_per_turn
-                elif now > end_of_turn:
+                    end_of_turn = self._turns.turn_ends(now)
+                if now > end_of_turn:
                     self._hold(data, at)
                     return
             word, flags, number = unpack(data, at)

@@ -147,7 +147,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
             self._begin_turn()
 
     def _begin_turn(self) -> None:
-        self._turn_ends = perf_counter() + self._wire.limits.seconds_per_turn
+        self._turn_ends = 0.0
         self._read_on()
 
     def _rest(self) -> None:
@@ -164,6 +164,11 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
     def abort(self) -> None:
         self._transport.abort()
 
+    def _turn_is_over(self, now: float) -> bool:
+        if not self._turn_ends:
+            self._turn_ends = self._wire.turns.turn_ends(now)
+        return now >= self._turn_ends
+
     def _read_on(self) -> None:
         """Handles the bytes that have arrived, until a message waits for the application or the turn ends."""
         reader = self._reader
@@ -174,7 +179,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
                     self._take(found)
                 elif not reader.stopped:
                     break
-                if reader.within and perf_counter() >= self._turn_ends:
+                if reader.within and self._turn_is_over(perf_counter()):
                     self._rest()
         except WebSocketError as error:
             self.close(error.code, str(error))
