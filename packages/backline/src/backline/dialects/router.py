@@ -184,9 +184,10 @@ class Router:
         request for one of them.
 
         `websockets` are the patterns at which GET accepts WebSocket handshakes, and `shared` those of the
-        `routes` to which others may add with `join`. `owner` names the origin of the routes in error texts. If `add_routes` fails, the error is logged, and requests for these routes
-        are answered with status 500. Raises ValueError for a route that is already taken, and for a pattern
-        for which requests have been resolved already.
+        `routes` to which others may add with `join`. `owner` names the origin of the routes in error texts.
+        If `add_routes` fails, the error is logged, and requests for these routes are answered with status
+        500. Raises ValueError for a route that is already taken, and for a pattern for which requests have
+        been resolved already.
         """
         accepting = frozenset(map(_pattern, websockets))
         methods: dict[tuple[str, ...], frozenset[bytes]] = dict.fromkeys(accepting, frozenset((b"GET",)))
