@@ -46,7 +46,7 @@ def handle(data, context):
     if data is None:
         return
     name = context.get_request_id(0)
-    return [{"keys": sorted(row), "type": type(row["data"]).__name__, "id": name} for row in data]
+    return [{"keys": sorted(row), "type": type(row["body"]).__name__, "id": name} for row in data]
 """
 CLASS = """
 import os
@@ -280,11 +280,12 @@ def test_the_requests_of_the_page_are_answered(archives: ServerProcess, tmp_path
         for line in shown.splitlines()
     ]
 
-    _, generated = (
+    predicted, _, generated = (
         subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=True).stdout
         for line in commands
     )
 
+    assert json.loads(predicted)["keys"] == ["body"]
     assert b'"type": "bytes"' in (tmp_path / "answer.bin").read_bytes()
     assert json.loads(json.loads(generated)["output"])["type"] == "dict"
 

@@ -29,6 +29,7 @@ from conformance.h2probe import Probe
 from support import models
 from support.scope_oracle import (
     ABSENT,
+    BEFORE_MODEL,
     FORBIDDEN,
     LISTS,
     MALFORMED,
@@ -179,7 +180,7 @@ def fill(pattern: str, model: str = MODEL) -> str:
     parts: list[str] = []
     for part in pattern.split("/"):
         before = parts[-1] if parts else ""
-        filled = {"models": model, "versions": "1"}.get(before, "x")
+        filled = model if before in BEFORE_MODEL else "1" if before == "versions" else "x"
         parts.append(filled + part[2:] if part[:2] == "{}" else part)
     return "/".join(parts)
 

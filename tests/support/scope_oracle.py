@@ -20,6 +20,9 @@ RULES = tuple(
     (re.compile(rule), scope)
     for rule, scope in (
         (r"(GET|HEAD) /v2/health/(live|ready)", "health"),
+        (r"(GET|HEAD) /ping", "health"),
+        (r"OPTIONS /|(GET|HEAD) /api-description", "public"),
+        (r"(POST|PUT) /(predictions|explanations)/\{\}(/\{\})?", "infer"),
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /models/\{\}(/versions/\{\})?", "infer"),
@@ -55,6 +58,10 @@ LISTS = re.compile(
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
     r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )
+
+
+#: The segments of patterns that the name of a model follows.
+BEFORE_MODEL = ("models", "predictions", "explanations")
 
 
 def scope_by(rules: Iterable[tuple[re.Pattern[str], str]], what: str) -> str:
@@ -118,7 +125,7 @@ class Routes:
         named = [
             given.removesuffix(part[2:])
             for before, part, given in zip(parts, parts[1:], asked[1:], strict=False)
-            if (before, part[:2]) == ("models", "{}")
+            if before in BEFORE_MODEL and part[:2] == "{}"
         ]
         lists = LISTS.fullmatch(f"{method} {best[1]}") is not None
         return Meaning(scope, named[0] if named else None, lists=lists)

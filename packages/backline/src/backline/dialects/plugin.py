@@ -187,6 +187,7 @@ DIALECTS: Final = Door(
     (
         "backline.plugins.dialects.plain",
         "backline.plugins.dialects.tensorflow_serving",
+        "backline.plugins.dialects.torchserve",
         "backline.plugins.dialects.openapi",
         "backline.plugins.dialects.console",
     ),

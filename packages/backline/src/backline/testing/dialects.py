@@ -179,7 +179,7 @@ class DialectConformance:
         for method, path in self.routes():
             answer = server.ask(method, path, key=POWERLESS)
             if answer.status != 403:
-                assert method in ("GET", "HEAD"), (method, path, answer)
+                assert method in ("GET", "HEAD", "OPTIONS"), (method, path, answer)
                 assert answer.status in (200, 404), (method, path, answer)
                 assert server.ask(method, path, key="").status == answer.status, (method, path)
             assert server.ask(method, path, key="bk_wrong").status in (401, 404), (method, path)
@@ -211,7 +211,10 @@ class DialectConformance:
                 assert answer.status == 413, answer
 
     def test_head_and_options_work(self, server: Running) -> None:
-        for method, path in self.routes():
+        routes = self.routes()
+        for method, path in routes:
+            if ("OPTIONS", path) in routes:
+                continue
             options = server.ask("OPTIONS", path)
             assert options.status in (204, 404), (path, options)
             if options.status == 204:

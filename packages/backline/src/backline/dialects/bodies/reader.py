@@ -4,7 +4,7 @@ per input, a table, or a raw body that is one input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -27,6 +27,7 @@ from backline.engine.model import Model
 from backline.engine.parameters import SEQUENCE
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.messages import Parameter
+from backline_client.values.signature import TensorSpec
 from backline_client.values.tensor import Buffer, Tensor
 
 PARAMETERS: Final = "parameters"
@@ -57,8 +58,10 @@ def read_body(
     further: Mapping[str, Parameter] = _NONE,
     *,
     on_loop: bool,
+    stand_ins: Collection[str] = (),
 ) -> Given:
     """Returns what is in a body of the type in a Content-Type field. Adds `further` parameters to its own.
+    `stand_ins` are further names for the only input of a model in forms and JSON.
 
     Raises LargeRequest if `on_loop` is true and reading would block the event loop for too long,
     InvalidArgument for a body that does not fit the model, PayloadTooLarge for one that is too costly to
@@ -75,10 +78,11 @@ def read_body(
             raise LargeRequest
         given = table.read(_inputs(model), body)
     elif kind == "multipart/form-data":
-        given = _of_form(model, read_multipart(body, attributes.get("boundary", "")), parameters)
+        parts = read_multipart(body, attributes.get("boundary", ""))
+        given = _of_form(model, parts, parameters, stand_ins)
     elif kind in _JSON:
         rows = json_rows.is_rows(body)
-        given = _of_rows(model, body) if rows else _of_json(model, body, parameters)
+        given = _of_rows(model, body) if rows else _of_json(model, body, parameters, stand_ins)
     else:
         spec = only_input(model, kind)
         given = {spec.name: of_body(spec, kind, bytes(body), model)}
@@ -87,9 +91,19 @@ def read_body(
     return Given(inputs, parameters, unbatched, rows)
 
 
-def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> dict[str, Tensor]:
+def _specs(model: Model, stand_ins: Collection[str]) -> dict[str, TensorSpec]:
+    """Returns the inputs by name, and under further names if there is only one."""
+    inputs = model.signature.inputs
+    if len(inputs) == 1:
+        return {**dict.fromkeys(stand_ins, inputs[0]), inputs[0].name: inputs[0]}
+    return {spec.name: spec for spec in inputs}
+
+
+def _of_json(
+    model: Model, body: Buffer, parameters: dict[str, Parameter], stand_ins: Collection[str]
+) -> dict[str, Tensor]:
     check_json("the JSON", body)
-    specs = {spec.name: spec for spec in model.signature.inputs}
+    specs = _specs(model, stand_ins)
     document = parsed(body or b"{}", msgspec.json.decode)
     if not isinstance(document, dict):
         raise InvalidArgument(
@@ -98,7 +112,10 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
     given = {}
     for name, value in document.items():
         if name in specs:
-            given[name] = tensor_of(specs[name], value)
+            spec = specs[name]
+            if spec.name in given:
+                raise _repeated("JSON", spec.name)
+            given[spec.name] = tensor_of(spec, value)
         elif name == PARAMETERS:
             add_parameters(parameters, parameters_of(value))
         else:
@@ -111,8 +128,10 @@ def _of_rows(model: Model, body: Buffer) -> dict[str, Tensor]:
     return parsed(body, partial(json_rows.read, _inputs(model)))
 
 
-def _of_form(model: Model, parts: list[FormPart], parameters: dict[str, Parameter]) -> dict[str, Tensor]:
-    specs = {spec.name: spec for spec in model.signature.inputs}
+def _of_form(
+    model: Model, parts: list[FormPart], parameters: dict[str, Parameter], stand_ins: Collection[str]
+) -> dict[str, Tensor]:
+    specs = _specs(model, stand_ins)
     given: dict[str, Tensor] = {}
     for part in parts:
         if part.name == PARAMETERS and PARAMETERS not in specs:
@@ -121,15 +140,15 @@ def _of_form(model: Model, parts: list[FormPart], parameters: dict[str, Paramete
         spec = specs.get(part.name)
         if spec is None:
             raise _unknown(model, part.name)
-        if part.name in given:
-            raise InvalidArgument(f"the form has input '{part.name}' more than once")
+        if spec.name in given:
+            raise _repeated("form", spec.name)
         kind = part.content_type
         if part.filename.lower().endswith(".npy"):
             kind = NPY
         if kind == "application/json" or (not kind and not part.filename and not is_text(spec)):
-            given[part.name] = tensor_of(spec, _json_of(part.name, part.body))
+            given[spec.name] = tensor_of(spec, _json_of(part.name, part.body))
         else:
-            given[part.name] = of_body(spec, kind or BINARY, part.body, model)
+            given[spec.name] = of_body(spec, kind or BINARY, part.body, model)
     return given
 
 
@@ -162,6 +181,10 @@ def add_parameters(parameters: dict[str, Parameter], given: dict[str, Parameter]
 
 def _inputs(model: Model) -> Inputs:
     return Inputs(model.name, {spec.name: spec for spec in model.signature.inputs})
+
+
+def _repeated(what: str, name: str) -> InvalidArgument:
+    return InvalidArgument(f"the {what} has input '{name}' more than once")
 
 
 def _unknown(model: Model, name: str) -> InvalidArgument:

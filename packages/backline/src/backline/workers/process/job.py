@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.workers")
 
 
+class WorkerEnded(Internal):
+    """Raised for a request that its worker process did not survive."""
+
+
 class BatchRun:
     """A batch of the scheduler that runs in workers. The batch is finished once every request has an outcome.
 
@@ -211,19 +215,21 @@ class Job:
             if tickets[position].cancelled:
                 error = Cancelled("the request was cancelled")
             elif self.again:
-                error = Internal(
+                error = WorkerEnded(
                     f"{ended} while it ran this request; the previous worker also ended while running it"
                 )
             elif hung and idempotent is None:
                 why = "which is not tried again unless the model is declared idempotent"
-                error = Internal(f"{ended} while it ran this request, {why}")
+                error = WorkerEnded(f"{ended} while it ran this request, {why}")
             elif idempotent is False:
                 why = "which is not tried again: the model is not idempotent"
-                error = Internal(f"{ended} while it ran this request, {why}")
+                error = WorkerEnded(f"{ended} while it ran this request, {why}")
             elif remembers:
-                error = Internal(f"{ended} while it ran this request, and the state of its sequence is lost")
+                error = WorkerEnded(
+                    f"{ended} while it ran this request, and the state of its sequence is lost"
+                )
             elif self.run.has_responses(position):
-                error = Internal(f"{ended} after the first responses")
+                error = WorkerEnded(f"{ended} after the first responses")
             else:
                 yield Job(self.run, (position,), self.seat, again=True)
                 continue

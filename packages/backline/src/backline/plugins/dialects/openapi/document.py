@@ -22,7 +22,15 @@ from backline.plugins.dialects.openapi.schemas import (
 from backline_client.version import __version__
 
 VERSION = "3.1.0"
-_SINGULAR = {"models": "model", "versions": "version", "labels": "label", "console": "file"}
+_SINGULAR = {
+    "models": "model",
+    "versions": "version",
+    "labels": "label",
+    "console": "file",
+    "predictions": "model",
+    "explanations": "model",
+    "{model}": "version",
+}
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -263,6 +263,29 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         )
         for version in ("", "/versions/{}")
     },
+    ("GET", "/ping"): Operation(
+        _SERVER,
+        "Whether all models are ready (TorchServe)",
+        _json(having({"status": STRING})),
+        further={500: "Not ready"},
+    ),
+    ("OPTIONS", "/"): read(_SERVER, "A description of TorchServe's APIs", OBJECT),
+    ("GET", "/api-description"): read(_SERVER, "A description of TorchServe's APIs", OBJECT),
+    **{
+        (method, f"/{task}/{{}}{version}"): Operation(
+            _INFER,
+            summary,
+            {JSON: OBJECT, "*/*": BINARY},
+            {JSON: OBJECT, "*/*": BINARY},
+            header=_REQUEST_FIELDS,
+        )
+        for task, summary in (
+            ("predictions", "Run a model (TorchServe)"),
+            ("explanations", "Explain a prediction (TorchServe)"),
+        )
+        for version in ("", "/{}")
+        for method in ("POST", "PUT")
+    },
     **both(
         "POST /infer",
         Operation(

@@ -4,6 +4,7 @@ and returns one result for each row.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,9 +14,11 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
+from backline.dialects.bodies.multipart import MAX_PARTS, media_type, read_multipart
 from backline.plugins.runtimes.torchserve import compat
 from backline.plugins.runtimes.torchserve.compat.ts import __version__ as compatible_version
 from backline.plugins.runtimes.torchserve.compat.ts.context import Context, RequestProcessor
@@ -88,6 +91,10 @@ class ArchiveSettings:
 
 
 INPUT, OUTPUT = "data", "output"
+#: The parameter that every request over TorchServe's own APIs has; see `_row`.
+EXPLAIN = "explain"
+#: The parameter of a response with the HTTP status that the handler has set.
+STATUS = ":status"
 _BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_detector", "text_classifier")
 _ENVELOPES = ("body", "json", "kserve", "kservev2")
 #: The envelopes that take one request at a time.
@@ -254,13 +261,16 @@ class TorchServeModel:
             count = request.rows if self._batched else 1
             for row in range(count):
                 ids[len(rows)] = request.id or str(request.number)
-                rows.append(
-                    {
-                        name: value
-                        for tensor in request.inputs.values()
-                        for name, value in self._fields(tensor, row, header)
-                    }
-                )
+                if EXPLAIN in header:
+                    rows.append(_row(request.inputs[INPUT].data.reshape(-1)[row], header))
+                else:
+                    rows.append(
+                        {
+                            name: value
+                            for tensor in request.inputs.values()
+                            for name, value in self._fields(tensor, row, header)
+                        }
+                    )
                 processors.append(RequestProcessor(header))
         context = self._context
         if self._decoupled:
@@ -298,24 +308,30 @@ class TorchServeModel:
             raise
         if not isinstance(answers, list):
             raise Internal(
-                f"the handler returned a {type(answers).__name__},"
+                f"Invalid model predict output: the handler returned a {type(answers).__name__},"
                 f" expected a list with one result for each of {len(rows)} rows"
             )
         if len(answers) != len(rows):
-            raise Internal(f"the handler returned {len(answers)} results for {len(rows)} rows")
+            raise Internal(
+                "number of batch response mismatched:"
+                f" the handler returned {len(answers)} results for {len(rows)} rows"
+            )
         return answers
 
     def _complete(
         self, request: WorkerRequest, answers: Sequence[Any], processors: Sequence[RequestProcessor]
     ) -> None:
-        encoded = [_encoded(answer) for answer in answers]
+        plain = EXPLAIN in request.parameters
+        encoded = [_encoded(answer, indent=2 if plain else None) for answer in answers]
+        parameters = dict(processors[0].get_response_headers())
         for content, processor in zip(encoded, processors, strict=True):
             status = processor.get_response_status_code()
-            if status >= 400:
+            if plain and status != 200:
+                parameters[STATUS] = str(status)
+            elif status >= 400:
                 phrase = processor.get_response_status_phrase() or content.decode("utf-8", "replace")
                 request.fail(_error(status, phrase))
                 return
-        parameters = processors[0].get_response_headers()
         if self._decoupled:
             request.send([self._tensor(encoded)], parameters)
             request.end()
@@ -328,7 +344,8 @@ class TorchServeModel:
         """
         if request.cancelled:
             raise Cancelled("the request was cancelled")
-        request.send([self._tensor([_encoded(answer)])])
+        indent = 2 if EXPLAIN in request.parameters else None
+        request.send([self._tensor([_encoded(answer, indent=indent)])])
 
     def _tensor(self, encoded: Sequence[bytes]) -> Tensor:
         data = np.empty(len(encoded), np.object_)
@@ -364,19 +381,45 @@ def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
         raise InvalidArgument(f"input '{INPUT}' is not {kind}: {error}") from None
 
 
-def _encoded(answer: Any) -> bytes:
-    """Encodes a result as TorchServe does: bytes and text unchanged, everything else as JSON. Raises Internal
-    if the result has no JSON form.
+def _row(body: bytes, header: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the row that TorchServe makes of a body: the fields of a form, or else the field "body".
+
+    Raises InvalidArgument for a malformed form.
+    """
+    given = next((text for name, text in header.items() if name.lower() == "content-type"), "")
+    kind, attributes = media_type(given.encode("latin-1", "replace"))
+    if kind == "multipart/form-data":
+        parts = read_multipart(body, attributes.get("boundary", ""))
+        return {part.name: bytearray(part.body) for part in parts}
+    if kind == "application/x-www-form-urlencoded":
+        try:
+            pairs = parse_qsl(body, max_num_fields=MAX_PARTS)
+        except ValueError:
+            raise InvalidArgument(f"the form has more than {MAX_PARTS} fields") from None
+        return {name.decode("utf-8", "replace"): bytearray(value) for name, value in pairs}
+    if kind == "application/json":
+        with contextlib.suppress(ValueError, RecursionError):
+            return {"body": json.loads(body)}
+    if kind.startswith("text/"):
+        with contextlib.suppress(ValueError):
+            return {"body": body.decode()}
+    return {"body": bytearray(body)}
+
+
+def _encoded(answer: Any, *, indent: int | None = None) -> bytes:
+    """Encodes a result as TorchServe does: bytes and text unchanged, everything else as JSON. With `indent`,
+    the JSON is in TorchServe's own form. Raises Internal if the result has no JSON form.
     """
     if isinstance(answer, (bytes, bytearray)):
         return bytes(answer)
     if isinstance(answer, str):
         return answer.encode()
     try:
-        return json.dumps(answer, ensure_ascii=False, default=_plain).encode()
+        return json.dumps(answer, indent=indent, ensure_ascii=indent is not None, default=_plain).encode()
     except (TypeError, ValueError) as error:
         raise Internal(
-            f"the handler returned a {type(answer).__name__} that is neither bytes, text nor JSON: {error}"
+            "Unsupported model output data type."
+            f" The handler returned a {type(answer).__name__} that is neither bytes, text nor JSON: {error}"
         ) from None
 
 

@@ -1,0 +1,16 @@
+"""TorchServe's APIs on the server's ports."""
+
+from __future__ import annotations
+
+from backline.dialects.plugin import Dialect
+from backline.dialects.router import Router
+from backline.plugins.dialects.torchserve.description import add_description
+from backline.plugins.dialects.torchserve.inference import InferenceService
+
+
+class TorchServeDialect(Dialect):
+    """TorchServe's APIs."""
+
+    def add_routes(self, router: Router) -> None:
+        InferenceService(self.context).add_routes(router)
+        add_description(router)
