@@ -134,7 +134,9 @@ def write_nested(data: np.ndarray) -> bytes:
 
 
 def _write_lists(data: np.ndarray) -> bytes:
-    text = orjson.dumps(np.ascontiguousarray(data), option=orjson.OPT_SERIALIZE_NUMPY)
+    if not data.flags.c_contiguous:
+        data = np.ascontiguousarray(data)
+    text = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
     if _N not in text or data.dtype.kind != "f":  # no number has become null
         return text
     return _encode_words(data.tolist())

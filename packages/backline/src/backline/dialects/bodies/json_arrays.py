@@ -90,7 +90,7 @@ def _marks_of(shape: Shape) -> bytes:
     """Returns the brackets and commas of lists of this shape."""
     marks = b""
     for length in reversed(shape):
-        marks = b"[%b]" % b",".join([marks] * length)
+        marks = b"[%b]" % (b",".join([marks] * length) if marks else b"," * (length - 1))
     return marks
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -54,8 +53,7 @@ class _Document(Struct):
 _decode = msgspec.json.Decoder(_Document).decode
 
 
-@dataclass(slots=True, eq=False)
-class PredictPlan:
+class PredictPlan(Struct, eq=False):
     """A RequestPlan of a prediction, which also says how to write the response.
 
     With `rows`, the response is a list of rows. With `unbatched`, the only row went to a model without a
@@ -119,7 +117,7 @@ class PredictReader:
 
     def _outputs(self, model: Model) -> tuple[str, ...] | None:
         """Returns the outputs to ask for; None means all. Raises Unsupported if the model has none."""
-        names = tuple(spec.name for spec in model.signature.outputs)
+        names = tuple([spec.name for spec in model.signature.outputs])
         if EXPLANATIONS in names:
             return (EXPLANATIONS,) if self._explains else tuple(one for one in names if one != EXPLANATIONS)
         if self._explains:
@@ -138,12 +136,10 @@ def _check_signature(model: Model, name: str) -> None:
 
 def _read_inputs(specs: Sequence[TensorSpec], text: bytes) -> dict[str, Tensor]:
     """Reads `inputs`: the value of the only input, or an object with a value for each."""
-    if not _is_object(specs, text):
-        return {
-            _only(specs, "inputs is a plain value/list, but expecting an object").name: _read(specs[0], text)
-        }
-    check_keys(text)
-    values = _raw_object(text)
+    values = _by_name(specs, text)
+    if values is None:
+        spec = _only(specs, "inputs is a plain value/list, but expecting an object")
+        return {spec.name: _read(spec, text)}
     given = {}
     for spec in specs:
         if spec.name in values:
@@ -166,8 +162,9 @@ def _read_instances(specs: Sequence[TensorSpec], text: bytes) -> dict[str, Tenso
     if len(text) > LARGE and (objects := count(text, ord("{"))) > MAX_ROWS:
         raise PayloadTooLarge(f"'instances' has {objects} objects, more than the {MAX_ROWS} allowed")
     rows = _raw_list(text)
-    if not _is_object(specs, bytes(rows[0])):
-        return {specs[0].name: _read(_only(specs, "instances is a plain list, but expecting objects"), text)}
+    if first[1:].lstrip()[:5] == b'"b64"' and _by_name(specs, bytes(rows[0])) is None:
+        spec = _only(specs, "instances is a plain list, but expecting list of objects")
+        return {spec.name: _read(spec, text, rows=True)}
     return _read_objects({spec.name: spec for spec in specs}, rows)
 
 
@@ -214,13 +211,17 @@ def _check_row(
         )
 
 
-def _is_object(specs: Sequence[TensorSpec], text: bytes) -> bool:
-    """Returns whether a value is an object with inputs by name, and not a string in base64."""
+def _by_name(specs: Sequence[TensorSpec], text: bytes) -> dict[str, Raw] | None:
+    """Returns the values of an object with inputs by name; None for anything else, such as a string in
+    base64.
+    """
     if text[:1] != b"{":
-        return False
+        return None
     if len(text) > LARGE:
         check_keys(text)
-    return _raw_object(text).keys() != {_B64} or any(spec.name == _B64 for spec in specs)
+    values = _raw_object(text)
+    is_string = values.keys() == {_B64} and all(spec.name != _B64 for spec in specs)
+    return None if is_string else values
 
 
 def _only(specs: Sequence[TensorSpec], problem: str) -> TensorSpec:

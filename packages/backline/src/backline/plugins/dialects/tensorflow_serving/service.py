@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
-from backline.dialects.exchange import HTTP, UnaryInference, deadline_of
+from backline.dialects.exchange import ENVOY_TIMEOUT, GRPC_TIMEOUT, HTTP, UnaryInference, deadline_of
 from backline.dialects.off_loop import OffLoop
 from backline.dialects.plugin import Dialect
 from backline.dialects.router import Part, Router
@@ -43,6 +43,7 @@ class TensorFlowServing(Dialect):
 
     def add_routes(self, router: Router) -> None:
         engine, off_loop = self.context.engine, OffLoop()
+        self._is_unknown = engine.is_unknown
         router.join(Scope.READ, "/v1/models", self._names, lists=True)
         router.join(Scope.READ, _MODEL, self._state)
         router.add(Scope.READ, "GET", _VERSION, self._state_of_version)
@@ -72,12 +73,13 @@ class TensorFlowServing(Dialect):
 
     def _run(self, take: _Take, name: str, version: str, request: HttpRequest) -> None:
         headers = request.headers
-
-        def known() -> None:
-            take(request, request.body, headers, name, version, deadline_of(headers))
-
+        deadline = deadline_of(headers) if GRPC_TIMEOUT in headers or ENVOY_TIMEOUT in headers else None
         try:
-            self.context.deferred.when_known(name, version, request, known)
+            if not self._is_unknown(name, version):
+                take(request, request.body, headers, name, version, deadline)
+                return
+            again = partial(self._run, take, name, version, request)
+            self.context.deferred.when_known(name, version, request, again)
         except NotFound:
             if self.context.engine.is_known(name) and not version:
                 raise  # the model is known, and the error says why no version of it is served

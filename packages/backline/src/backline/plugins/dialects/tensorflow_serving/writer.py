@@ -13,6 +13,7 @@ import numpy as np
 from backline.dialects.bodies.values import value_of, widened
 from backline.dialects.exchange import HttpBody
 from backline.dialects.json_data import write_nested
+from backline.dialects.off_loop import LARGE
 from backline.plugins.dialects.tensorflow_serving.reader import PredictPlan
 from backline.wire.application import Fields
 from backline_client.values.datatypes import DataType
@@ -31,16 +32,22 @@ def write_prediction(plan: PredictPlan, response: InferResponse, *, rows: bytes 
 
     Raises InvalidArgument for outputs that are not rows, if the request was.
     """
-    outputs = [_shaped(plan, one) for one in response.outputs]
+    outputs = response.outputs
+    if plan.unbatched or plan.narrow:
+        outputs = [_shaped(plan, one) for one in outputs]
     if not plan.rows:
         text = _text(outputs[0]) if len(outputs) == 1 else _by_name(outputs)
-        return _FIELDS, (b'{"outputs":', text, b"}")
+        return _FIELDS, _joined(b'{"outputs":', text)
     _check_rows(outputs)
     text = _text(outputs[0]) if len(outputs) == 1 else _objects(outputs)
-    return _FIELDS, (b'{"%b":' % rows, text, b"}")
+    return _FIELDS, _joined(b'{"%b":' % rows, text)
 
 
 write_explanation = partial(write_prediction, rows=b"explanations")
+
+
+def _joined(beginning: bytes, text: bytes) -> list[bytes]:
+    return [beginning, text, b"}"] if len(text) > LARGE else [b"".join((beginning, text, b"}"))]
 
 
 def _shaped(plan: PredictPlan, tensor: Tensor) -> Tensor:
