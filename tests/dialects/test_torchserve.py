@@ -146,6 +146,24 @@ def test_the_apis_describe_themselves(caller: Caller, method: str, path: str) ->
     assert {"/ping", "/predictions/{model_name}"} <= document["paths"].keys()
 
 
+def test_the_list_of_models_has_pages(caller: Caller) -> None:
+    names: list[str] = []
+    path = "/models?limit=7"
+    while path:
+        page = caller.get(path).json
+        assert isinstance(page, dict)
+        names += [one["modelName"] for one in page["models"]]
+        path = f"/models?limit=7&next_page_token={page['nextPageToken']}" if "nextPageToken" in page else ""
+
+    assert names == [name for name in caller.engine.names() if name != "empty"]
+
+
+def test_the_model_of_another_format_is_described(caller: Caller) -> None:
+    (found,) = caller.get("/models/add1").json  # type: ignore[misc]
+    assert (found["modelVersion"], found["runtime"], found["batchSize"]) == ("2", "numpy", 64)
+    assert (found["minWorkers"], len(found["workers"])) == (2, 2)
+
+
 class TestTorchServeConformance(DialectConformance):
     plugin = PLUGINS[0]
     requests = (

@@ -22,6 +22,8 @@ RULES = tuple(
         (r"(GET|HEAD) /v2/health/(live|ready)", "health"),
         (r"(GET|HEAD) /ping", "health"),
         (r"OPTIONS /|(GET|HEAD) /api-description", "public"),
+        (r"(GET|HEAD) /models(/\{\}(/\{\})?)?", "read"),
+        (r"(POST /models|(PUT|DELETE) /models/\{\}(/\{\}(/set-default)?)?)", "manage"),
         (r"(POST|PUT) /(predictions|explanations)/\{\}(/\{\})?", "infer"),
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
@@ -54,7 +56,7 @@ RPC_RULES = tuple(
 
 #: What lists models shows those that a caller may read about, and is open to callers who may read about some.
 LISTS = re.compile(
-    r"(GET|HEAD) /v1/models|(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
+    r"(GET|HEAD) /(v1/)?models|(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
     r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )

@@ -165,7 +165,7 @@ class WrappedRequest(HttpRequest):
     def __init__(self, inner: HttpRequest) -> None:
         self._inner = inner
         super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
-        self.identity = inner.identity
+        self.identity, self.error_form = inner.identity, inner.error_form
         inner.body = b""  # so that the handler can free the body by dropping its own reference
         inner.on_abandon = self._disconnected
 

@@ -235,7 +235,8 @@ class _AuditedCall(UnaryCall):
 
 def _error_text(body: Sequence[Buffer]) -> str:
     try:
-        return str(msgspec.json.decode(b"".join(body))["error"])
+        found = msgspec.json.decode(b"".join(body))
+        return str(found["error"] if "error" in found else found["message"])
     except (ValueError, TypeError, KeyError):
         return "failed"
 

@@ -152,7 +152,7 @@ class RepositoryRoutes:
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
-        body, asking = request.body, _asking(request)
+        body, asked_by = request.body, asking(request)
         request.body = b""  # the body may be as large as the model, so it is freed before the load
 
         async def load() -> None:
@@ -162,7 +162,7 @@ class RepositoryRoutes:
             else:
                 overrides = _parse_overrides(model, body)
             body = b""
-            await control.load(model, version, overrides=overrides, **asking)
+            await control.load(model, version, overrides=overrides, **asked_by)
 
         self._deferred.answer(request, load(), partial(_respond_empty, request))
 
@@ -170,7 +170,7 @@ class RepositoryRoutes:
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_json(read_document(ParametersDocument, request.body).parameters)
         change = control.unload(
-            model, version, dependents=dependents, who=_who(request), may_change=_may_change(request)
+            model, version, dependents=dependents, who=who_asks(request), may_change=permission_of(request)
         )
         if not version:
             change = _if_known(change)
@@ -230,7 +230,7 @@ class RepositoryRoutes:
         self._move(control, LabelMove("rollback", model, asked.label), request)
 
     def _move(self, control: Control, move: LabelMove, request: HttpRequest) -> None:
-        change = control.move_label(move, who=_who(request))
+        change = control.move_label(move, who=who_asks(request))
         self._deferred.answer(request, change, partial(respond_json, request))
 
 
@@ -288,12 +288,13 @@ def _is_string(raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b'"'
 
 
-def _who(caller: HttpRequest | UnaryCall) -> str:
+def who_asks(caller: HttpRequest | UnaryCall) -> str:
+    """Returns the name of a caller for the audit log."""
     fields = caller.headers if isinstance(caller, HttpRequest) else caller.metadata
     return caller_name(caller.peer, fields, "" if caller.identity is None else caller.identity.name)
 
 
-def _may_change(caller: HttpRequest | UnaryCall) -> MayChange:
+def permission_of(caller: HttpRequest | UnaryCall) -> MayChange:
     """Returns the function that checks the caller's permission to change models that the route does not
     name; see MayChange.
     """
@@ -307,14 +308,14 @@ class _Asking(TypedDict):
     may_change: MayChange
 
 
-def _asking(caller: HttpRequest | UnaryCall) -> _Asking:
+def asking(caller: HttpRequest | UnaryCall) -> _Asking:
     """Returns the arguments of Control.load that say who asks for the load."""
     identity = caller.identity
     if identity is None or identity.anonymous:
         known = f"address {address_of((caller.peer,))!r}"  # a host has a whole IPv6 network
     else:
         known = f"identity {identity.holder}"
-    return {"who": _who(caller), "caller": known, "may_change": _may_change(caller)}
+    return {"who": who_asks(caller), "caller": known, "may_change": permission_of(caller)}
 
 
 def _respond_empty(request: HttpRequest, _: None) -> None:
@@ -339,7 +340,7 @@ class RepositoryCalls:
             raise InvalidArgument(unreadable("", "the name of the model is empty: set model_name"))
         control = control_of(self._engine, _LOADING)
         overrides = overrides_from_message(asked.model_name, asked.parameters, files)
-        change = control.load(asked.model_name, overrides=overrides, **_asking(call))
+        change = control.load(asked.model_name, overrides=overrides, **asking(call))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
     def unload(self, call: UnaryCall, received: Buffer) -> None:
@@ -350,7 +351,7 @@ class RepositoryCalls:
             call.reply(b"")
             return
         change = control.unload(
-            asked.model_name, dependents=dependents, who=_who(call), may_change=_may_change(call)
+            asked.model_name, dependents=dependents, who=who_asks(call), may_change=permission_of(call)
         )
         self._deferred.answer(call, _if_known(change), lambda _: call.reply(b""))
 

@@ -87,6 +87,7 @@ def both(suffix: str, operation: Operation) -> dict[tuple[str, str], Operation]:
 
 
 _HEALTH = having({"live": BOOLEAN, "ready": BOOLEAN})
+_MESSAGE = having({"status": STRING})
 _INDEX = listed(having({"name": STRING}))
 _LABELS = having({"name": STRING, "labels": {"type": "object", "additionalProperties": STRING}})
 _CHANGE = having({"time": {"type": "number"}, "action": STRING, "model": STRING})
@@ -266,10 +267,48 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/ping"): Operation(
         _SERVER,
         "Whether all models are ready (TorchServe)",
-        _json(having({"status": STRING})),
+        _json(_MESSAGE),
         further={500: "Not ready"},
     ),
     ("OPTIONS", "/"): read(_SERVER, "A description of TorchServe's APIs", OBJECT),
+    ("GET", "/models"): read(
+        _REPOSITORY,
+        "The models (TorchServe)",
+        having({"models": listed(OBJECT)}),
+        limit=STRING,
+        next_page_token=STRING,
+    ),
+    ("POST", "/models"): Operation(
+        _REPOSITORY,
+        "Load a model of a repository (TorchServe)",
+        _json(_MESSAGE),
+        query={"url": STRING, "model_name": STRING},
+    ),
+    **{
+        (method, f"/models/{{}}{version}"): operation
+        for version in ("", "/{}")
+        for method, operation in (
+            (
+                "GET",
+                read(_REPOSITORY, "How a model is served (TorchServe)", listed(OBJECT), customized=STRING),
+            ),
+            (
+                "PUT",
+                change(
+                    _REPOSITORY,
+                    "Check the number of workers (TorchServe)",
+                    None,
+                    _MESSAGE,
+                    min_worker=STRING,
+                    max_worker=STRING,
+                ),
+            ),
+            ("DELETE", change(_REPOSITORY, "Unload a model (TorchServe)", None, _MESSAGE)),
+        )
+    },
+    ("PUT", "/models/{}/{}/set-default"): change(
+        _LABEL, "Make a version the stable one (TorchServe)", None, _MESSAGE
+    ),
     ("GET", "/api-description"): read(_SERVER, "A description of TorchServe's APIs", OBJECT),
     **{
         (method, f"/{task}/{{}}{version}"): Operation(

@@ -15,6 +15,14 @@ PLUGINS: Final = (
             "GET /ping",
             "OPTIONS /",
             "GET /api-description",
+            "GET /models",
+            "POST /models",
+            *(
+                f"{method} /models/{{}}{version}"
+                for version in ("", "/{}")
+                for method in ("GET", "PUT", "DELETE")
+            ),
+            "PUT /models/{}/{}/set-default",
             *(
                 f"{method} /{task}/{{}}{version}"
                 for task in ("predictions", "explanations")

@@ -36,6 +36,18 @@ _OPERATIONS: Final = (
     ("/predictions/{model_name}", "post", "predictions", "Runs a model.", None),
     ("/predictions/{model_name}/{model_version}", "post", "version_predictions", "Runs a version.", None),
     ("/explanations/{model_name}", "post", "explanations", "Explains a prediction.", None),
+    ("/models", "get", "listModels", "The models.", {"type": "object"}),
+    ("/models", "post", "registerModel", "Loads a model of a repository.", _STATUS),
+    ("/models/{model_name}", "get", "describeModel", "How a model is served.", {"type": "array"}),
+    ("/models/{model_name}", "put", "setAutoScale", "Checks the number of workers.", _STATUS),
+    ("/models/{model_name}", "delete", "unregisterModel", "Unloads a model.", _STATUS),
+    (
+        "/models/{model_name}/{model_version}/set-default",
+        "put",
+        "setDefault",
+        "Makes a version the one that serves requests without a version.",
+        _STATUS,
+    ),
     (
         "/explanations/{model_name}/{model_version}",
         "post",
@@ -81,7 +93,7 @@ def _operation(path: str, method: str, id: str, text: str, schema: Any) -> dict[
             "default": _json("An error", _ERROR),
         },
     }
-    if method == "post":
+    if schema is None:
         found["requestBody"] = _BODY
     return found
 

@@ -6,6 +6,7 @@ from backline.dialects.plugin import Dialect
 from backline.dialects.router import Router
 from backline.plugins.dialects.torchserve.description import add_description
 from backline.plugins.dialects.torchserve.inference import InferenceService
+from backline.plugins.dialects.torchserve.management import ManagementService
 
 
 class TorchServeDialect(Dialect):
@@ -13,4 +14,5 @@ class TorchServeDialect(Dialect):
 
     def add_routes(self, router: Router) -> None:
         InferenceService(self.context).add_routes(router)
+        ManagementService(self.context).add_routes(router)
         add_description(router)
