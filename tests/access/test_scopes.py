@@ -13,16 +13,8 @@ from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from backline.wire.application import REMOTE, Application, UnaryMethod
+from support.scope_oracle import RULES, scope_by
 
-#: Routes that change nothing although their method is not GET or HEAD.
-READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
-PROBES = {"/v2/health/live", "/v2/health/ready"}
-OPEN = {"/", "/console", "/console/{}", "/v2/access"}
-#: What is read there may hold what any client sent.
-SENSITIVE = {"/v2/logging/lines", "/v2/models/{}/recorded"}
-#: A GET that begins a WebSocket, whose messages run the model.
-STREAMS = {"/models/{}/stream", "/models/{}/versions/{}/stream"}
-INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
 EXPECTED_RPCS = {
     "Check": Scope.HEALTH,
     "Watch": Scope.HEALTH,
@@ -58,24 +50,7 @@ def test_every_route_has_the_expected_scope(application: Application) -> None:
 
     assert len(routes) > 50
     for (method, pattern), scope in routes.items():
-        last = pattern.rpartition("/")[2]
-        if pattern == "/metrics":
-            assert scope is Scope.METRICS
-        elif pattern in PROBES:
-            assert scope is Scope.HEALTH
-        elif pattern in OPEN:
-            assert scope is Scope.PUBLIC
-        elif pattern in SENSITIVE:
-            assert scope is Scope.ADMIN
-        elif pattern in STREAMS:
-            assert scope is Scope.INFER
-        elif method in ("GET", "HEAD") or (method, pattern) in READING:
-            assert scope is Scope.READ, (method, pattern)
-        elif last in INFERRING or pattern.startswith("/models/"):
-            assert scope is Scope.INFER, (method, pattern)
-        else:
-            admin = "logging" in pattern or "trace" in pattern or "record" in pattern
-            assert scope is (Scope.ADMIN if admin else Scope.MANAGE), (method, pattern)
+        assert scope == scope_by(RULES, f"{method} {pattern}"), (method, pattern)
 
 
 def test_every_method_has_the_expected_scope(application: Application) -> None:

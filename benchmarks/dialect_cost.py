@@ -1,5 +1,5 @@
 """Compares the CPU time that requests of other servers' protocols take with that of the Open Inference
-Protocol: `python benchmarks/dialects.py`.
+Protocol: `python benchmarks/dialect_cost.py`.
 
 All requests go to one server and have the same numbers as JSON, in short rounds in turn. The exit status is 1
 if a protocol takes more than MOST times the CPU time of the Open Inference Protocol.
