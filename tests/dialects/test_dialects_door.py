@@ -38,7 +38,9 @@ PLUGIN = DialectPlugin(
     name="{name}",
     target="{module}:Toy",
     summary="Counts",
-    routes=("POST /toy/models/{{}}/size", "GET /toy", "GET /toy/own", "POST /toy/reset"{more}),
+    routes=(
+        "POST /toy/models/{{}}/size", "POST /toy/size", "GET /toy", "GET /toy/own", "POST /toy/reset"{more}
+    ),
     services=("toy.Toy",),
     api_version={version},
 )
@@ -48,6 +50,9 @@ class Toy(Dialect):
     def add_routes(self, router):
         {fails}
         router.add(Scope.INFER, "POST", "/toy/models/{{}}/size", self.size)
+        first = lambda body: bytes(body).partition(b" ")[0].decode()
+        size = lambda request: self.size(first(request.body), request)
+        router.add(Scope.INFER, "POST", "/toy/size", size, model_of=first)
         router.add(Scope.READ, "GET", "/toy", lambda request: respond_json(request, {{}}))
         form = lambda error: (418, b'["' + error.message.encode() + b'"]')
         router.add(Scope.READ, "GET", "/toy/own", self.refuse, errors=form)
@@ -147,6 +152,27 @@ def test_the_rules_hold_for_a_dialect_of_others(install: Installer) -> None:
     refused = application.gate.refusal(b"POST", b"/toy/reset", key, Ingress())
     assert refused is not None
     assert refused.status == 403
+
+
+def test_a_scope_is_checked_for_the_model_that_a_body_names(install: Installer) -> None:
+    install("toy")
+    one, all_models = Grant(frozenset({Scope.INFER}), ("add1",)), Grant(frozenset({Scope.INFER}))
+    keys = {hash_key("bk_1"): Identity("one", (one,)), hash_key("bk_2"): Identity("all", (all_models,))}
+    engine = fill_engine()
+    caller = Caller(engine, build_application(engine, access=Access(Policy(anonymous(()), keys))))
+
+    def ask(body: bytes, key: bytes) -> int:
+        request = caller.http("POST", "/toy/size", body, headers={b"authorization": b"Bearer " + key})
+        assert request.answer is not None
+        return request.answer.status
+
+    assert ask(b"add1 x", b"bk_1") == 200
+    assert ask(b"identity x", b"bk_1") == 403
+    assert ask(b"", b"bk_1") == 403
+    assert ask(b"add1 x", b"bk_1") == 200
+    assert ask(b"add1 x", b"bk_2") == 200
+    assert ask(b"nobody x", b"bk_2") == 404
+    assert ask(b"add1 x", b"bk_3") == 401
 
 
 def test_a_dialect_that_is_not_named_is_never_imported(install: Installer) -> None:

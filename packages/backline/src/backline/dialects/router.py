@@ -13,7 +13,7 @@ from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
 from backline.dialects.admission import MAX_REMEMBERED_SIZE, Operation
 from backline.dialects.answers import ErrorForm, hidden_error, respond_json
-from backline.wire.application import HttpRequest
+from backline.wire.application import Buffer, HttpRequest
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound
 from backline_client.values.memo import Memo
 from backline_client.values.spelling import nearest
@@ -50,6 +50,7 @@ class _Route(NamedTuple):
     #: The segment before the name of the model.
     before_model: str = "models"
     errors: ErrorForm | None = None
+    model_of: Callable[[Buffer], str] | None = None
 
 
 class _Methods(dict[bytes, Operation]):
@@ -123,15 +124,18 @@ class Router:
         lists: bool = False,
         before_model: str = "models",
         errors: ErrorForm | None = None,
+        model_of: Callable[[Buffer], str] | None = None,
     ) -> None:
         """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
         `names` are the percent-decoded segments at each `{}`. `scope` is the permission that callers need
         for the model whose name follows the segment `before_model`; the gate, not the router, checks it. A
         route that `lists` models is open to callers who may use only some models; the handler then leaves out
-        all other models. `errors` is the form of errors, by default {"error": message}. Raises ValueError for
-        a route that is already taken or was not announced, and for a pattern that a function passed to
-        `add_later` may not use.
+        all other models. `errors` is the form of errors, by default {"error": message}. `model_of` returns
+        the name of the model from the body, for a path without one; without a name ("") the caller needs the
+        scope for every model. It is not called if callers need no keys. Raises ValueError for a route that is
+        already taken or was not announced, and for a pattern that a function passed to `add_later` may not
+        use.
         """
         if scope in CHANGING:
             handler = self._changing(handler)
@@ -148,7 +152,7 @@ class Router:
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
             if name in methods:
                 raise ValueError(f"{method} {pattern} is routed twice")
-            methods[name] = _Route(scope, handler, further, lists, before_model, errors)
+            methods[name] = _Route(scope, handler, further, lists, before_model, errors, model_of)
 
     def join(self, scope: Scope, pattern: str, part: Callable[..., Part], *, lists: bool = False) -> None:
         """Adds to the response to GET on `pattern` what `part(*names, request)` returns. All parts of a
@@ -332,10 +336,14 @@ class Router:
                 bound = _Methods()
                 bound.websocket = pattern in self._websockets
                 for method, route in methods.items():
-                    model = ANY_MODEL if route.lists else _model(route.before_model, pattern, segments)
+                    model = _model(route.before_model, pattern, segments)
+                    if route.lists or route.model_of is not None:
+                        model = ANY_MODEL
                     target = AccessTarget(route.scope, model, api_of_route(pattern, route.scope))
                     handler = partial(route.handler, *names, *route.further)
-                    bound[method] = Operation(handler, target, path, method, errors=route.errors)
+                    bound[method] = Operation(
+                        handler, target, path, method, model_of=route.model_of, errors=route.errors
+                    )
                 if len(path) <= MAX_REMEMBERED_SIZE:
                     self._resolved.keep(path, bound)
                 return bound
