@@ -356,6 +356,7 @@ class Server:
             forwarding=Forwarding.of(
                 options.http_header_forward_pattern, options.grpc_header_forward_pattern
             ),
+            state_folder=self._embedded.state_folder,
         )
         poll = self._embedded.poll
         if usable_cores() > 1:  # otherwise the work itself needs the core, or the container's quota of one

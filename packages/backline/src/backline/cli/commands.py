@@ -93,5 +93,6 @@ COMMANDS: Final = Door(
         "backline.plugins.tools.doctor",
         "backline.plugins.tools.bench",
         "backline.plugins.tools.tune",
+        "backline.plugins.traffic.commands",
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec.structs import replace
@@ -65,6 +66,7 @@ def build_application(
     dialects: tuple[str, ...] | None = None,
     restricted: RestrictedApis | None = None,
     forwarding: Forwarding = NOTHING_FORWARDED,
+    state_folder: Path | None = None,
 ) -> Application:
     """Returns the application that serves an engine. With a `recorder`, clients can record requests.
 
@@ -74,7 +76,7 @@ def build_application(
     `access`, every caller may do everything. `restricted` names the APIs that need a header field, and
     `forwarding` says which fields models see as parameters. With `console`, browsers get the console; pages
     from the origins in `frame_ancestors` may show it in a frame. `dialects` are the names of the dialects to
-    serve besides the Open Inference Protocol; None means all.
+    serve besides the Open Inference Protocol; None means all. Dialects may keep files in `state_folder`.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -92,6 +94,7 @@ def build_application(
         recorder=recorder,
         pages=console,
         frame_ancestors=tuple(frame_ancestors),
+        state_folder=state_folder,
     )
     served = Dialects(context, dialects)
     router.add_later(served.announce_built_in)

@@ -233,6 +233,8 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         identity = caller.identity
         if identity is not None:
             identity.follow(ticket)
+        if self._engine.fronts:
+            ticket.fields = fields_of(caller)
         caller.on_abandon = partial(cancel, ticket)
         try:
             if deadline is None:
@@ -283,6 +285,11 @@ class UnaryInference(Generic[Caller, Plan, Written]):
             self._fail(caller, hidden_answer(model, failure))
         finally:
             del written  # the future holds the error, whose traceback holds this frame
+
+
+def fields_of(caller: HttpRequest | UnaryCall) -> Mapping[bytes, bytes]:
+    """Returns the header fields or metadata of a caller."""
+    return caller.headers if isinstance(caller, HttpRequest) else caller.metadata
 
 
 def cancel(ticket: Ticket) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct
@@ -75,6 +76,9 @@ class DialectContext(Struct, frozen=True, kw_only=True):
     #: Whether to serve pages for browsers, and the origins of pages that may show them in a frame, in the
     #: syntax of a content security policy.
     pages: bool = True
+    #: The folder whose contents outlive the server: a dialect may keep files of its own there. None if the
+    #: server keeps nothing.
+    state_folder: Path | None = None
     frame_ancestors: tuple[str, ...] = ()
 
 
@@ -190,5 +194,6 @@ DIALECTS: Final = Door(
         "backline.plugins.dialects.torchserve",
         "backline.plugins.dialects.openapi",
         "backline.plugins.dialects.console",
+        "backline.plugins.traffic",
     ),
 )

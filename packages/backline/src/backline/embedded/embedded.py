@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from backline.backends.registry import FORMATS, PLATFORMS
+from backline.embedded.openers import open_asked
 from backline.engine.engine import Engine
 from backline.engine.model import ModelState
 from backline.lifecycle.journal import LoadEvent
@@ -107,6 +108,7 @@ class Embedded:
             for location in locations.values()
         ]
         self._lifecycle = Lifecycle(self.engine, opened, options)
+        self._locations = tuple(split_name(location)[1] for location in locations.values())
 
     @property
     def state_folder(self) -> Path:
@@ -123,8 +125,10 @@ class Embedded:
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
         """Loads the models that the options ask for. A model that fails becomes UNAVAILABLE, with the reason.
 
-        Raises BacklineError if a repository cannot be read, or, with `exit_on_error`, if a model fails.
+        Raises BacklineError if a repository or a file of routes cannot be read, or, with `exit_on_error`, if
+        a model fails.
         """
+        open_asked(self.engine, self.state_folder, self._locations)
         await self._lifecycle.start(on_event)
         if self._exit_on_error:
             failed = [model for model in self.engine.models() if model.state is ModelState.UNAVAILABLE]

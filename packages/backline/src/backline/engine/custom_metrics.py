@@ -62,6 +62,10 @@ class CustomMetrics:
     def __iter__(self) -> Iterator[Family]:
         return iter(self._families.values())
 
+    def add(self, family: Family) -> None:
+        """Adds a metric of a plug-in of the server, which keeps its samples itself."""
+        self._families[family.name] = family
+
     def declare(self, owner: object, name: str, kind: MetricKind, description: str) -> None:
         """Declares a metric.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import watch
+from backline.engine.front import Front, Fronts
 from backline.engine.latency_summaries import LatencySummaries
 from backline.engine.model import NO_SEQUENCES, NO_VERSION, Model, ModelState
 from backline.engine.responses import Responses
@@ -60,6 +62,8 @@ class Engine:
         #: The names that models of several repositories share, each with the names under which these models
         #: are served.
         self.ambiguous: Mapping[str, Sequence[str]] = {}
+        #: What serves requests without a version in place of the model of that name.
+        self.fronts = Fronts()
         self._labels: dict[str, Mapping[str, str]] = {}
         self._only_by_label: dict[str, Set[str]] = {}
         #: The statistics of the loads since the server started, by model.
@@ -76,15 +80,19 @@ class Engine:
 
     # inference
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: Ticket, *, direct: bool = False) -> None:
         """Checks and queues a request, whose ticket is completed later. Raises BacklineError if the request
         is refused immediately.
 
         A queue counts the requests that it refuses; this method counts the requests that do not fit the
-        model.
+        model. `direct` passes by all fronts: the steps of an ensemble always use the models that it names.
         """
         request = ticket.request
         try:
+            if self.fronts and not direct:
+                if self._taken(ticket):
+                    return
+                request = ticket.request
             if ticket.trace is not None and self.tracer is not None:
                 ticket.trace = ticket.trace.follow(ticket)
             model = self._routes.get((request.model_name, request.model_version))
@@ -108,6 +116,16 @@ class Engine:
             # The ticket's listeners must learn of the refusal even if it is caused by a fault in the server.
             ticket.refuse(Internal(f"{type(error).__name__}: {error}"))
             raise
+
+    def _taken(self, ticket: Ticket) -> bool:
+        """Lets the fronts choose the model of a request. Returns whether one of them has taken the ticket."""
+        while not ticket.request.model_version:
+            front = self.fronts.get(ticket.request.model_name)
+            if front is None:
+                return False
+            if front.take(ticket):
+                return True
+        return False
 
     def submit_until(self, ticket: Ticket, deadline: float) -> None:
         """Submits a request that ends with DeadlineExceeded at `deadline` (a time of time.monotonic())."""
@@ -161,18 +179,21 @@ class Engine:
         *,
         trace: Trace | None = None,
         admit: Callable[[Ticket], None] | None = None,
+        fields: Mapping[bytes, bytes] | None = None,
     ) -> Responses:
         """Submits a request to any model, and returns an iterator over the responses. The model is paused
         while the caller does not keep up.
 
         Raises BacklineError if the request is refused immediately. `deadline` is as for `submit_until`.
-        `admit` is called with the ticket before it is submitted, and may raise BacklineError. A caller that
+        `admit` is called with the ticket before it is submitted, and may raise BacklineError. `fields` are
+        the header fields or metadata with which the request came. A caller that
         does not take all responses must close the iterator, which cancels the request:
 
         >>> async with engine.stream(request) as responses:
         ...     async for response in responses: ...
         """
         responses = Responses(request, trace)
+        responses.ticket.fields = fields
         if admit is not None:
             admit(responses.ticket)
         if deadline is None:
@@ -222,9 +243,11 @@ class Engine:
         """Returns a version in any state. `version` is a version or a label; "" means the version that gets
         requests without a version or, if none does, the version with the label STABLE, or else the newest.
 
-        Raises NotFound if there is no such version, and InvalidArgument if no model or version can have this
-        name.
+        The name of a front means the first of its targets that can respond. Raises NotFound if there is no
+        such version, and InvalidArgument if no model or version can have this name.
         """
+        if not version and name in self.fronts and name not in self._models:
+            return self._behind(self.fronts[name])
         self.check_known(name)
         versions = self._models[name]
         if not versions:
@@ -244,19 +267,63 @@ class Engine:
         route = self._routes.get((name, "")) or versions.get(self._labels.get(name, {}).get(STABLE, ""))
         return route if route is not None else versions[max(versions, key=version_order)]
 
+    def _behind(self, front: Front) -> Model:
+        found: Model | None = None
+        failure: BacklineError | None = None
+        for name, version in front.targets:
+            try:
+                one = self.find(name, version)
+            except BacklineError as error:
+                failure = failure or error
+                continue
+            if one.answers:
+                return one
+            found = found or one
+        if found is None:
+            raise failure or NotFound("the route has no targets")
+        return found
+
+    def serves(self, name: str, version: str) -> bool:
+        """Returns whether requests for a version or label, or to a front, can get responses now."""
+        return (name, version) in self._routes or (not version and name in self.fronts)
+
+    def candidates(self, name: str, version: str = "") -> list[Model]:
+        """Returns the versions that may run a request: one or, behind a front, those of its targets that can
+        respond. Raises the errors of `find_ready`, in front of none.
+        """
+        front = None if version else self.fronts.get(name)
+        if front is None:
+            return [self.find_ready(name, version)]
+        found: list[Model] = []
+        for target in front.targets:
+            with suppress(BacklineError):
+                found += self.candidates(*target)
+        return found or [self.find_ready(name)]
+
     def is_known(self, name: str) -> bool:
-        """Returns whether there is a model with this name that has at least one version."""
-        return bool(self._models.get(name))
+        """Returns whether there is a model with this name that has at least one version, or a front."""
+        return bool(self._models.get(name)) or name in self.fronts
 
     def versions(self, name: str) -> list[Model]:
         """Returns the versions of a model in any state, including versions that are being unloaded and serve
-        only their open sequences.
+        only their open sequences. The versions of a front are those of its targets, besides those of a model
+        with the same name.
 
         Raises NotFound for an unknown model, and InvalidArgument if no model can have this name.
         """
-        self.check_known(name)
+        behind: list[Model] = []
+        if name in self.fronts:
+            behind = [one for target, _ in self.fronts[name].targets for one in self._all(target)]
+        else:
+            self.check_known(name)
         leaving = (model for model in self._leaving if model.name == name)
-        return list(dict.fromkeys((*self._models[name].values(), *leaving)))
+        return list(dict.fromkeys((*self._models.get(name, {}).values(), *behind, *leaving)))
+
+    def _all(self, name: str) -> list[Model]:
+        front = self.fronts.get(name)
+        own = list(self._models.get(name, {}).values())
+        names = {target for target, _ in front.targets if target != name} if front is not None else ()
+        return own + [one for target in names for one in self._all(target)]
 
     def check_known(self, name: str) -> None:
         """Raises NotFound for an unknown model, and InvalidArgument if no model can have this name."""
@@ -265,6 +332,11 @@ class Engine:
                 check_name("model", name)
             if name in self.ambiguous:
                 raise InvalidArgument(ambiguous_text(name, self.ambiguous[name]))
+            if name in self.fronts:
+                raise NotFound(
+                    f"Request for unknown model: '{name}' is not found: it is a route, which has no versions"
+                    " or labels of its own; leave the version out, or name a model"
+                )
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def name_for(self, caller: str, name: str) -> str:

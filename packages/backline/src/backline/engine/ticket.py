@@ -165,6 +165,7 @@ class Ticket:
         "context",
         "counted",
         "deadline",
+        "fields",
         "flow",
         "identity",
         "level",
@@ -188,6 +189,8 @@ class Ticket:
         self.flow = flow
         self.context = context
         self.identity = ""
+        #: The header fields or metadata with which the request came; None if unknown. Set only for fronts.
+        self.fields: Mapping[bytes, bytes] | None = None
         self.counted: InFlight | None = None
         #: The trace of the request; None if it is not traced.
         self.trace = trace
@@ -214,7 +217,7 @@ class Ticket:
         ticket's request with `changes`.
         """
         other = Ticket(replace(self.request, **changes), on_complete, on_response, flow, None, self.trace)
-        other.identity = self.identity
+        other.identity, other.fields = self.identity, self.fields
         other.deadline, other.waits_until, other.level = self.deadline, self.waits_until, self.level
         other.batch_size, other.batch_key, other.compute = self.batch_size, self.batch_key, self.compute
         return other

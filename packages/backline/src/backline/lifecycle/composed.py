@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -73,7 +74,7 @@ class ComposedServable(Servable):
             self.model.version,
             self._ensemble,
             signature,
-            self._engine.submit,
+            partial(self._engine.submit, direct=True),
             self.model.statistics,
             batched=bool(config.max_batch_size),
             find=self._engine.find_ready,

@@ -43,23 +43,24 @@ class ModelCalls:
         name = self._name(request.model_name)
         if name != request.model_name:
             request = ticket.request = replace(request, model_name=name)
-        called = self._engine.find_ready(name, request.model_version)
-        waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
+        waits: list[Wait] = []
+        for called in self._engine.candidates(name, request.model_version):
+            waits += [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
         cycle = self._graph.cycle(waits)
         if cycle:
             way = " -> ".join(f"'{name}' version {version}" for name, version in cycle)
             raise Internal(f"the call would close a cycle of waiting models: {way}")
         if self._permits is not None:
-            self._check_resources(self._permits, called, waits)
+            self._check_resources(self._permits, name, waits)
         self._graph.add(waits)
         self._waits[ticket] = waits
         self._engine.submit(ticket)
 
-    def _check_resources(self, permits: Permits, called: Model, waits: list[Wait]) -> None:
+    def _check_resources(self, permits: Permits, called: str, waits: list[Wait]) -> None:
         wanting = permits.wanting(self._graph.together_with(waits), node(self._caller))
         if wanting:
             raise Internal(
-                f"model '{self._caller.name}' would wait for model '{called.name}', which might wait for"
+                f"model '{self._caller.name}' would wait for model '{called}', which might wait for"
                 f" {wanting} forever: a caller keeps its resources while it waits. Give the server more"
                 " resources (--rate-limit-resource), or let instances take fewer"
             )

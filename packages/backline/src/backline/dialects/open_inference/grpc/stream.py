@@ -201,6 +201,7 @@ class _Stream:
                 asked.ticket = Ticket(request, self._complete, context=asked, trace=trace)
             if identity is not None:
                 identity.follow(asked.ticket)
+            asked.ticket.fields = metadata
             self._engine.submit(asked.ticket)
         except BacklineError as error:
             if asked.request is None:

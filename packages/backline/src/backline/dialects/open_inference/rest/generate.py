@@ -128,7 +128,7 @@ class Generate:
         """Submits a request. If an input is missing, the error names a key that may be the misspelt input."""
         admit = None if request.identity is None else request.identity.follow
         try:
-            return self._engine.stream(asked, deadline, trace=trace, admit=admit)
+            return self._engine.stream(asked, deadline, trace=trace, admit=admit, fields=request.headers)
         except InvalidArgument as error:
             model = self._engine.find(asked.model_name, asked.model_version)
             raise InvalidArgument(error.message + _misspelt(asked, model)) from None

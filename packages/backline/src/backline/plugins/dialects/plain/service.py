@@ -91,7 +91,7 @@ class PlainService:
         plan: BodyPlan,
     ) -> None:
         admit = None if request.identity is None else request.identity.follow
-        responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
+        responses = self._engine.stream(asked, deadline, trace=trace, admit=admit, fields=request.headers)
         self._streams.answer(request, asked.model_name, responses, partial(write_json, plan))
 
 

@@ -97,6 +97,7 @@ class SocketService:
             turn,
             (model, version),
             query,
+            request.headers,
         )
         task = asyncio.get_running_loop().create_task(conversation.run())
         self._tasks.add(task)
@@ -125,8 +126,11 @@ class Conversation:
         turn: str,
         target: tuple[str, str],
         query: StreamQuery,
+        fields: Mapping[bytes, bytes],
     ) -> None:
+        """`fields` are the header fields of the handshake."""
         self._engine = engine
+        self._fields = fields
         self._reader = reader
         self._off_loop = off_loop
         self._socket = socket
@@ -156,7 +160,7 @@ class Conversation:
                 return
             plan, request = await self._read(message)
             admit = None if self._identity is None else self._identity.follow
-            async with self._engine.stream(request, admit=admit) as responses:
+            async with self._engine.stream(request, admit=admit, fields=self._fields) as responses:
                 async for response in responses:
                     await self._send(plan, response)
                     count += 1

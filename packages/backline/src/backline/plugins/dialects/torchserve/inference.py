@@ -154,7 +154,7 @@ class InferenceService:
         if not isinstance(plan, ArchivePlan):
             raise Unsupported(_STREAMS)
         admit = None if request.identity is None else request.identity.follow
-        responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
+        responses = self._engine.stream(asked, deadline, trace=trace, admit=admit, fields=request.headers)
         self._streams.run(request, asked.model_name, responses, _send_all(request, plan, responses))
 
 

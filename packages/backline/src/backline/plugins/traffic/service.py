@@ -1,0 +1,128 @@
+"""The routes under /v2/routes, by which clients read and change routes."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from msgspec import Struct, to_builtins
+
+from backline.access.scope import Scope
+from backline.dialects.answers import respond_json
+from backline.dialects.documents import read_document, read_query
+from backline.dialects.open_inference.repository import who_asks
+from backline.dialects.plugin import Dialect, DialectContext
+from backline.dialects.router import Router
+from backline.plugins.traffic.front import Target
+from backline.plugins.traffic.route import Route, split_target, targets_of
+from backline.plugins.traffic.routes import RouteChange, Routes, open_routes
+from backline.wire.application import HttpRequest
+from backline_client.values.errors import BacklineError
+
+
+class PutDocument(Struct, forbid_unknown_fields=True):
+    """A route to set. `expected` is the revision that it must have now; None sets it in any case."""
+
+    route: Route
+    expected: int | None = None
+
+
+class ExpectedDocument(Struct, forbid_unknown_fields=True):
+    expected: int | None = None
+
+
+class RouteDialect(Dialect):
+    """Reads and changes the routes of the engine. Who changes a route needs the scope `manage` for the
+    route's name and for the models of all its targets, because whoever may use a route may use its targets.
+    """
+
+    def __init__(self, context: DialectContext) -> None:
+        super().__init__(context)
+        self._routes: Routes = open_routes(context.engine, context.state_folder)
+
+    def add_routes(self, router: Router) -> None:
+        add = partial(router.add, before_model="routes")
+        add(Scope.READ, "GET", "/v2/routes", self._list, lists=True)
+        add(Scope.READ, "GET", "/v2/routes/{}", self._show)
+        add(Scope.MANAGE, "PUT", "/v2/routes/{}", self._put)
+        add(Scope.MANAGE, "DELETE", "/v2/routes/{}", self._remove)
+        add(Scope.READ, "GET", "/v2/routes/{}/history", self._history)
+        add(Scope.MANAGE, "POST", "/v2/routes/{}/rollback", self._rollback)
+
+    def _list(self, request: HttpRequest) -> None:
+        identity = request.identity
+        names = [one for one in self._routes.names if identity is None or identity.may(Scope.READ, one)]
+        respond_json(request, {"routes": [self._document(name) for name in names]})
+
+    def _show(self, name: str, request: HttpRequest) -> None:
+        respond_json(request, self._document(name))
+
+    def _put(self, name: str, request: HttpRequest) -> None:
+        asked = read_document(PutDocument, request.body)
+        self._check_targets(request, asked.route)
+        self._answer(request, self._routes.put(name, asked.route, who_asks(request), asked.expected))
+
+    def _remove(self, name: str, request: HttpRequest) -> None:
+        asked = read_query(ExpectedDocument, request.query)
+        self._answer(request, self._routes.remove(name, who_asks(request), asked.expected))
+
+    def _rollback(self, name: str, request: HttpRequest) -> None:
+        asked = read_document(ExpectedDocument, request.body)
+        back = self._routes.earlier(name).route
+        if back is not None:
+            self._check_targets(request, back)
+        # The permission is for this state only, so nobody may change the route in between.
+        expected = self._routes.revision(name) if asked.expected is None else asked.expected
+        self._answer(request, self._routes.rollback(name, who_asks(request), expected))
+
+    def _history(self, name: str, request: HttpRequest) -> None:
+        changes = self._routes.history(name)
+        if not changes:
+            self._routes.front(name)
+        respond_json(request, {"name": name, "changes": [_plain(one) for one in reversed(changes)]})
+
+    def _check_targets(self, request: HttpRequest, route: Route) -> None:
+        if request.identity is not None:
+            for target in targets_of(route):
+                request.identity.require(Scope.MANAGE, split_target(target)[0])
+
+    def _answer(self, request: HttpRequest, change: Coroutine[Any, Any, RouteChange]) -> None:
+        self.context.deferred.answer(
+            request, change, lambda changed: respond_json(request, _plain(changed))
+        )
+
+    def _document(self, name: str) -> dict[str, Any]:
+        front, route = self._routes.front(name), self._routes.route(name)
+        return {
+            "name": name,
+            "revision": self._routes.revision(name),
+            "route": to_builtins(route),
+            "targets": [self._state(one, route) for one in front.by_name.values()],
+        }
+
+    def _state(self, target: Target, route: Route) -> dict[str, Any]:
+        """Returns the share and the state of a target. "serves" is the version that gets its requests."""
+        counts = target.counts
+        total = sum(route.targets.values())
+        try:
+            model = self.context.engine.find(target.model, target.version)
+            serves, reason = model.version, "" if model.answers else model.reason or model.state.value
+        except BacklineError as error:
+            serves, reason = "", error.public_message
+        return {
+            "target": target.name,
+            "share": route.targets.get(target.name, 0.0) / total,
+            "ready": not reason,
+            "reason": reason,
+            "serves": serves,
+            "requests": counts.requests,
+            "failures": counts.failures,
+            "fallbacks": counts.fallbacks,
+            "mean_ms": counts.mean_ms,
+        }
+
+
+def _plain(change: RouteChange) -> dict[str, Any]:
+    told: dict[str, Any] = to_builtins(change)
+    return told
