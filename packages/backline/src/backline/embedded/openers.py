@@ -1,4 +1,4 @@
-"""Opens the plug-ins that work from the start because a file asks for them, such as one that declares routes."""
+"""Opens the plug-ins that a file asks for, such as one that declares routes, when the engine starts."""
 
 from __future__ import annotations
 

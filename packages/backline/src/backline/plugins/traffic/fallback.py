@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from backline.engine.ticket import Owner, Ticket
+from backline.plugins.traffic.counts import Outcome, Target
 from backline_client.values.errors import BacklineError
 from backline_client.values.messages import InferResponse
-
-if TYPE_CHECKING:
-    from backline.plugins.traffic.front import Target
 
 
 class FallbackRun(Owner):
@@ -46,8 +43,6 @@ class FallbackRun(Owner):
 
     def _next(self) -> None:
         """Submits the request to the next target that does not refuse it."""
-        from backline.plugins.traffic.front import Outcome
-
         while True:
             target = self._targets.pop(0)
             ticket = self._ticket
@@ -95,7 +90,9 @@ class FallbackRun(Owner):
         self._responded = True
         self._ticket.respond(response)
 
-    def _completed(self, attempt: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _completed(
+        self, attempt: Ticket, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         if self._attempt is not attempt:
             return
         self._attempt = None

@@ -1,6 +1,4 @@
-"""Decides which target a request goes to. The decision is a pure function of the request's values and, without
-a sticky key, of a random number.
-"""
+"""Decides which target a request goes to: a pure function of the request's values and of a random number."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from backline.engine.engine import Engine
 from backline.lifecycle.labels.document import Edition, FileDocument, Replaced
-from backline.plugins.traffic.front import Counters, RouteFront
+from backline.plugins.traffic.counts import Counters
+from backline.plugins.traffic.front import RouteFront
 from backline.plugins.traffic.route import Route, check_cycles, check_route, split_target, targets_of
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 
@@ -178,13 +179,9 @@ class Routes:
                         " was changed. Read it again"
                     )
                 change = make(changes)
-                contents = _Contents(
-                    changes={**self._contents.changes, name: [*changes, change][-_MOST_CHANGES:]}
-                )
+                contents = _with(self._contents, name, [*changes, change][-_MOST_CHANGES:])
                 routes = self._in_force(contents)
                 check_cycles(routes)
-                if len(contents.changes) > _MOST_ROUTES:
-                    raise InvalidArgument(f"there are {_MOST_ROUTES} routes already, the maximum")
                 try:
                     await self._store(contents)
                 except Replaced:
@@ -222,6 +219,18 @@ class Routes:
             self._engine.fronts[name] = self._fronts[name]
         else:
             front.change(route)
+
+
+def _with(contents: _Contents, name: str, changes: list[RouteChange]) -> _Contents:
+    """Returns the contents with other changes of a route. If there are too many routes, those that were
+    removed are forgotten. Raises InvalidArgument if there are still too many.
+    """
+    new = {**contents.changes, name: changes}
+    if len(new) > _MOST_ROUTES:
+        new = {one: own for one, own in new.items() if one == name or own[-1].route is not None}
+    if len(new) > _MOST_ROUTES:
+        raise InvalidArgument(f"there are {_MOST_ROUTES} routes already, the maximum: remove some")
+    return _Contents(changes=new)
 
 
 def _next(changes: Sequence[RouteChange]) -> int:

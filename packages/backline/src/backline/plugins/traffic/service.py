@@ -8,13 +8,14 @@ from typing import Any
 
 from msgspec import Struct, to_builtins
 
+from backline.access.identity import Identity
 from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.documents import read_document, read_query
 from backline.dialects.open_inference.repository import who_asks
 from backline.dialects.plugin import Dialect, DialectContext
 from backline.dialects.router import Router
-from backline.plugins.traffic.front import Target
+from backline.plugins.traffic.counts import Target
 from backline.plugins.traffic.route import Route, split_target, targets_of
 from backline.plugins.traffic.routes import RouteChange, Routes, open_routes
 from backline.wire.application import HttpRequest
@@ -53,10 +54,10 @@ class RouteDialect(Dialect):
     def _list(self, request: HttpRequest) -> None:
         identity = request.identity
         names = [one for one in self._routes.names if identity is None or identity.may(Scope.READ, one)]
-        respond_json(request, {"routes": [self._document(name) for name in names]})
+        respond_json(request, {"routes": [self._document(name, identity) for name in names]})
 
     def _show(self, name: str, request: HttpRequest) -> None:
-        respond_json(request, self._document(name))
+        respond_json(request, self._document(name, request.identity))
 
     def _put(self, name: str, request: HttpRequest) -> None:
         asked = read_document(PutDocument, request.body)
@@ -88,39 +89,42 @@ class RouteDialect(Dialect):
                 request.identity.require(Scope.MANAGE, split_target(target)[0])
 
     def _answer(self, request: HttpRequest, change: Coroutine[Any, Any, RouteChange]) -> None:
-        self.context.deferred.answer(
-            request, change, lambda changed: respond_json(request, _plain(changed))
-        )
+        self.context.deferred.answer(request, change, lambda changed: respond_json(request, _plain(changed)))
 
-    def _document(self, name: str) -> dict[str, Any]:
+    def _document(self, name: str, identity: Identity | None) -> dict[str, Any]:
+        """Returns a route as `identity` may see it: without the states of models that it may not read."""
         front, route = self._routes.front(name), self._routes.route(name)
         return {
             "name": name,
             "revision": self._routes.revision(name),
             "route": to_builtins(route),
-            "targets": [self._state(one, route) for one in front.by_name.values()],
+            "targets": [
+                self._state(one, route, identity is None or identity.may(Scope.READ, one.model))
+                for one in front.by_name.values()
+            ],
         }
 
-    def _state(self, target: Target, route: Route) -> dict[str, Any]:
-        """Returns the share and the state of a target. "serves" is the version that gets its requests."""
+    def _state(self, target: Target, route: Route, visible: bool) -> dict[str, Any]:
+        """Returns the share and the counts of a target and, if it is `visible`, its state: "serves" is the
+        version that gets its requests.
+        """
         counts = target.counts
-        total = sum(route.targets.values())
-        try:
-            model = self.context.engine.find(target.model, target.version)
-            serves, reason = model.version, "" if model.answers else model.reason or model.state.value
-        except BacklineError as error:
-            serves, reason = "", error.public_message
-        return {
+        shown: dict[str, Any] = {
             "target": target.name,
-            "share": route.targets.get(target.name, 0.0) / total,
-            "ready": not reason,
-            "reason": reason,
-            "serves": serves,
+            "share": route.targets.get(target.name, 0.0) / sum(route.targets.values()),
             "requests": counts.requests,
             "failures": counts.failures,
             "fallbacks": counts.fallbacks,
             "mean_ms": counts.mean_ms,
         }
+        if visible:
+            try:
+                model = self.context.engine.find(target.model, target.version)
+                serves, reason = model.version, "" if model.answers else model.reason or model.state.value
+            except BacklineError as error:
+                serves, reason = "", error.public_message
+            shown |= {"ready": not reason, "reason": reason, "serves": serves}
+        return shown
 
 
 def _plain(change: RouteChange) -> dict[str, Any]:
