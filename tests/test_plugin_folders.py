@@ -39,7 +39,9 @@ with backline.serve(double, port=0) as server, backline.connect(server.url) as c
 def folders() -> list[str]:
     root = Path(backline.__file__).parent / "plugins"
     groups = [root / name for name in ("runtimes", "dialects", "repositories", "tools")]
-    found = [folder for group in groups for folder in group.iterdir()] + [root / "fleet", root / "ray"]
+    found = [folder for group in groups for folder in group.iterdir()] + [
+        root / name for name in ("fleet", "ray", "traffic")
+    ]
     return sorted(str(path.relative_to(root)) for path in found if (path / "__init__.py").is_file())
 
 

@@ -36,6 +36,7 @@ RULES = tuple(
         (r"(GET|HEAD) /v1/models(/\{\}(/(versions|labels)/\{\})?(/metadata)?)?", "read"),
         (r"POST /v2/repository(/\{\})?/index", "read"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),
+        (r"(PUT /v2/routes/\{\}|DELETE /v2/routes/\{\}|POST /v2/routes/\{\}/rollback)", "manage"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(models|repository|(system|cuda)sharedmemory)/.*", "manage"),
     )
 )
@@ -56,14 +57,14 @@ RPC_RULES = tuple(
 
 #: What lists models shows those that a caller may read about, and is open to callers who may read about some.
 LISTS = re.compile(
-    r"(GET|HEAD) /(v1/)?models|(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
+    r"(GET|HEAD) /(v1/)?models|(GET|HEAD) /v2/(routes|models(/stats)?)|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
     r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )
 
 
 #: The segments of patterns that the name of a model follows.
-BEFORE_MODEL = ("models", "predictions", "explanations")
+BEFORE_MODEL = ("models", "predictions", "explanations", "routes")
 
 
 def scope_by(rules: Iterable[tuple[re.Pattern[str], str]], what: str) -> str:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -25,16 +26,17 @@ from support.server import ServerProcess, metrics_page, serve
 
 ALL = "version_policy: { all {} }\n"
 X = np.zeros((1, 16), np.float32)
-KEYS = """
+OWNER, NARROW = "owner-key-0123456789abcdef0123456789", "narrow-key-0123456789abcdef012345678"
+KEYS = f"""
 [[keys]]
 name = "owner"
-key = "owner-key-0123456789abcdef0123456789"
+sha256 = "{sha256(OWNER.encode()).hexdigest()}"
 scopes = ["infer", "read", "manage"]
 models = ["notes", "add1"]
 
 [[keys]]
 name = "narrow"
-key = "narrow-key-0123456789abcdef012345678"
+sha256 = "{sha256(NARROW.encode()).hexdigest()}"
 scopes = ["infer", "read", "manage"]
 models = ["notes"]
 """
@@ -276,24 +278,23 @@ def test_who_changes_a_route_needs_the_scope_for_its_targets_too(tmp_path: Path)
     options = ("--auth", str(keys), "--state-dir", str(tmp_path / "state"))
     with serve(folder, tmp_path / "log", *options, ready=False) as server:
         server.wait_started()
-        owner, narrow = "owner-key-0123456789abcdef0123456789", "narrow-key-0123456789abcdef012345678"
         mine = {"route": {"targets": {"add1@1": 1}}}
 
         assert ask(server, "PUT", "/v2/routes/notes", mine)[0] == 401
-        status, error = ask(server, "PUT", "/v2/routes/notes", mine, narrow)
+        status, error = ask(server, "PUT", "/v2/routes/notes", mine, NARROW)
         assert (status, "model 'add1'" in error["error"]) == (403, True)
-        status, error = ask(server, "PUT", "/v2/routes/notes", {"route": {"targets": {"secret": 1}}}, owner)
+        status, error = ask(server, "PUT", "/v2/routes/notes", {"route": {"targets": {"secret": 1}}}, OWNER)
         assert (status, "model 'secret'" in error["error"]) == (403, True)
-        assert ask(server, "PUT", "/v2/routes/other", mine, owner)[0] == 403
-        assert ask(server, "PUT", "/v2/routes/notes", mine, owner)[0] == 200
-        assert ask(server, "PUT", "/v2/routes/notes", {"route": {"targets": {"add1@2": 1}}}, owner)[0] == 200
-        assert ask(server, "POST", "/v2/routes/notes/rollback", {}, narrow)[0] == 403
-        assert "serves" not in ask(server, "GET", "/v2/routes/notes", key=narrow)[1]["targets"][0]
-        assert ask(server, "GET", "/v2/routes", key=narrow)[1]["routes"][0]["name"] == "notes"
+        assert ask(server, "PUT", "/v2/routes/other", mine, OWNER)[0] == 403
+        assert ask(server, "PUT", "/v2/routes/notes", mine, OWNER)[0] == 200
+        assert ask(server, "PUT", "/v2/routes/notes", {"route": {"targets": {"add1@2": 1}}}, OWNER)[0] == 200
+        assert ask(server, "POST", "/v2/routes/notes/rollback", {}, NARROW)[0] == 403
+        assert "serves" not in ask(server, "GET", "/v2/routes/notes", key=NARROW)[1]["targets"][0]
+        assert ask(server, "GET", "/v2/routes", key=NARROW)[1]["routes"][0]["name"] == "notes"
         body = {"inputs": [{"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": [0.0] * 16}]}
-        status, found = ask(server, "POST", "/v2/models/notes/infer", body, narrow)
+        status, found = ask(server, "POST", "/v2/models/notes/infer", body, NARROW)
         assert (status, found["outputs"][0]["data"][0]) == (200, 2)
-        assert ask(server, "POST", "/v2/models/add1/infer", body, narrow)[0] == 403
+        assert ask(server, "POST", "/v2/models/add1/infer", body, NARROW)[0] == 403
 
 
 def test_declared_routes_work_without_any_request_to_the_api(tmp_path: Path) -> None:
@@ -314,9 +315,9 @@ def test_a_remote_model_may_be_a_target_and_a_route_may_be_a_remote_model(
 ) -> None:
     put(routed, "far", {"targets": {"add1@2": 1}})
     folder = lay_out(tmp_path / "models")
-    (folder / "far").mkdir()
-    (folder / "far" / "model.toml").write_text(
-        f'backend = "remote"\n\n[parameters]\nurls = "{routed.grpc_url}"\n'
+    (folder / "far" / "1").mkdir(parents=True)
+    (folder / "far" / "config.pbtxt").write_text(
+        f'backend: "remote"\nparameters {{ key: "urls" value {{ string_value: "{routed.grpc_url}" }} }}\n'
     )
     (folder / "routes.toml").write_text('[near]\ntargets = { far = 1 }\nfallback = ["add1@1"]\n')
     with serve(folder, tmp_path / "log", "--state-dir", str(tmp_path / "state")) as server:

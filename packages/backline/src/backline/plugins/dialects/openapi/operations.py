@@ -102,6 +102,8 @@ _EMPTY = fields({}, {"parameters": OBJECT})
 _SIZES = {"offset": {"type": "integer", "minimum": 0}, "byte_size": {"type": "integer", "minimum": 0}}
 _MODEL, _SERVER, _REPOSITORY = "Models", "Server", "Repository"
 _CONSOLE = "Console"
+_TRAFFIC = "Traffic"
+_ROUTE = having({"name": STRING, "revision": WHOLE, "route": OBJECT, "targets": listed(OBJECT)})
 _LABEL, _SETTING, _MEMORY, _INFER = "Versions and labels", "Settings", "Shared memory", "Inference"
 
 #: The header fields of a request that runs a model once.
@@ -414,6 +416,20 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/v2/models/{}/rollback"): change(
         _LABEL, "Undo the last move of a label", fields({}, {"label": NAME}), OBJECT
+    ),
+    ("GET", "/v2/routes"): read(_TRAFFIC, "All routes", having({"routes": listed(_ROUTE)})),
+    ("GET", "/v2/routes/{}"): read(_TRAFFIC, "A route, with the state of its targets", _ROUTE),
+    ("PUT", "/v2/routes/{}"): change(
+        _TRAFFIC, "Set a route", fields({"route": OBJECT}, {"expected": WHOLE}), OBJECT
+    ),
+    ("DELETE", "/v2/routes/{}"): change(
+        _TRAFFIC, "Remove what requests have set", None, OBJECT, expected=WHOLE
+    ),
+    ("GET", "/v2/routes/{}/history"): read(
+        _TRAFFIC, "The changes of a route", having({"name": STRING, "changes": listed(OBJECT)})
+    ),
+    ("POST", "/v2/routes/{}/rollback"): change(
+        _TRAFFIC, "Undo the last change of a route", fields({}, {"expected": WHOLE}), OBJECT
     ),
     ("GET", "/v2/logging"): read(_SETTING, "The settings of the log", OBJECT),
     ("POST", "/v2/logging"): change(_SETTING, "Change settings of the log", OBJECT, OBJECT),
