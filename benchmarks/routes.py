@@ -1,7 +1,7 @@
 """Measures what a route adds to a request in the engine: `python benchmarks/routes.py`.
 
-Each decision is timed as a whole: choosing the target, naming it in the request, and counting. The exit status
-is 1 if the median of a policy without a fallback is above MOST_NS.
+Each decision is timed as a whole: choosing the target, naming it in the request, and counting. The exit
+status is 1 if the median of a policy without a fallback is above MOST_NS.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ RPC_RULES = tuple(
 
 #: What lists models shows those that a caller may read about, and is open to callers who may read about some.
 LISTS = re.compile(
-    r"(GET|HEAD) /(v1/)?models|(GET|HEAD) /v2/(routes|models(/stats)?)|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
+    r"(GET|HEAD) /(v1/)?models|(GET|HEAD) /v2/(routes|models(/stats)?)"
+    r"|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
     r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )
