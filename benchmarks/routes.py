@@ -17,7 +17,7 @@ from backline.engine.engine import Engine
 from backline.engine.ticket import Ticket
 from backline.plugins.traffic.counts import Counters
 from backline.plugins.traffic.front import RouteFront
-from backline.plugins.traffic.route import Route, Rule
+from backline.plugins.traffic.route import Bandit, Route, Rule
 from backline_client.values.messages import InferRequest
 
 MOST_NS = 2_000
@@ -26,6 +26,9 @@ ROUTES = {
     "weights": Route({"m@1": 95, "m@2": 5}),
     "weights over 32 targets": Route({f"m@{number}": 1 + number for number in range(32)}),
     "a rule by header, then weights": Route({"m@1": 95, "m@2": 5}, [Rule({"header:x-tier": "beta"}, "m@2")]),
+    "bandit, epsilon-greedy": Route({"m@1": 1, "m@2": 1}, bandit=Bandit("epsilon-greedy")),
+    "bandit, Thompson sampling": Route({"m@1": 1, "m@2": 1}, bandit=Bandit("thompson")),
+    "bandit, UCB1": Route({"m@1": 1, "m@2": 1}, bandit=Bandit("ucb")),
     "sticky, known clients": Route({"m@1": 95, "m@2": 5}, sticky="header:x-user"),
 }
 

@@ -27,6 +27,7 @@ RULES = tuple(
         (r"(POST|PUT) /(predictions|explanations)/\{\}(/\{\})?", "infer"),
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
+        (r"POST /v2/models/\{\}/feedback", "infer"),
         (r"POST /models/\{\}(/versions/\{\})?", "infer"),
         (r"POST /v1/models/\{\}(/(versions|labels)/\{\})?:(predict|explain|classify|regress)", "infer"),
         (r"(GET|HEAD) /models/\{\}(/versions/\{\})?/stream", "infer"),

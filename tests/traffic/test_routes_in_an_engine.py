@@ -14,11 +14,11 @@ import pytest
 from backline.embedded.embedded import Embedded
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.plugins.traffic.route import Route, Rule
+from backline.plugins.traffic.route import Bandit, Route, Rule, Shadow
 from backline.plugins.traffic.routes import Routes, open_routes
 from backline_client.client.aio import AsyncClient
 from backline_client.values.datatypes import DataType
-from backline_client.values.errors import BacklineError, InvalidArgument, NotFound
+from backline_client.values.errors import BacklineError, Forbidden, InvalidArgument, NotFound
 from backline_client.values.messages import InferRequest, InferResponse, SequenceStep
 from backline_client.values.tensor import Tensor
 from support import models
@@ -342,3 +342,105 @@ async def test_a_target_that_does_not_exist_is_refused(repository: Path) -> None
             await program.put("notes", Route({"add1@9": 1}))
         with pytest.raises(InvalidArgument, match="target 'nothing'"):
             await program.put("notes", Route({"add1@1": 1}, [Rule({"identity": "a"}, "nothing")]))
+
+
+async def settled(mirror: Any, copies: int) -> None:
+    """Waits until so many copies have ended or were skipped."""
+    counts = mirror.counts
+    while counts.compared.value + counts.failed.value + counts.skipped.value < copies:
+        await asyncio.sleep(0.005)
+
+
+async def test_a_shadow_gets_copies_whose_responses_are_compared(repository: Path) -> None:
+    async with AsyncExitStack() as stack:
+        program = await Program(repository, stack).start()
+        await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("add1@2")))
+        mirror = program.routes.front("notes").mirror
+        assert mirror is not None
+
+        for number in range(10):
+            assert await program.added("notes", id=f"request-{number}") == 1
+            await settled(mirror, number + 1)
+
+        assert mirror.counts.compared.value == 10
+        # |1 - 2| / (|1| + |2|) over equal elements
+        assert mirror.counts.mean_distance == pytest.approx(1 / 3)
+        assert {id for _, id in mirror.worst} == {f"request-{number}" for number in range(2, 10)}
+
+
+async def test_a_failing_shadow_changes_nothing_for_the_caller(repository: Path) -> None:
+    async with AsyncExitStack() as stack:
+        program = await Program(repository, stack).start()
+        await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("failing")))
+        mirror = program.routes.front("notes").mirror
+        assert mirror is not None
+
+        for number in range(5):
+            assert await program.added("notes", id="a") == 1
+            await settled(mirror, number + 1)
+
+        assert mirror.counts.failed.value == 5
+        assert mirror.errors[0][0] == "a"
+        assert "broken" in mirror.errors[0][1]
+
+
+async def test_a_slow_shadow_neither_delays_requests_nor_gathers_copies(repository: Path) -> None:
+    async with AsyncExitStack() as stack:
+        program = await Program(repository, stack).start()
+        await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("sleeping", max_in_flight=1)))
+        mirror = program.routes.front("notes").mirror
+        assert mirror is not None
+
+        async with asyncio.timeout(10):
+            assert [await program.added("notes") for _ in range(20)] == [1] * 20
+
+        assert mirror.counts.skipped.value == 19
+        assert mirror.counts.compared.value == 0
+        await program.put("notes", Route({"add1@1": 1}))
+        assert await program.added("notes") == 1
+
+
+async def test_a_copy_has_the_inputs_of_its_original_even_if_their_buffer_is_reused(repository: Path) -> None:
+    async with AsyncExitStack() as stack:
+        program = await Program(repository, stack).start()
+        await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("add1")))
+        mirror = program.routes.front("notes").mirror
+        assert mirror is not None
+        request = program.request("notes")
+        data = request.inputs["INPUT0"].data
+
+        data[...] = 5
+        await program.embedded.engine.infer(request)
+        data[...] = -1000
+        await settled(mirror, 1)
+
+        assert mirror.counts.mean_distance == pytest.approx(1 / 13)  # 6 and 7
+
+
+async def test_rewards_move_requests_to_the_better_target(repository: Path) -> None:
+    async with AsyncExitStack() as stack:
+        program = await Program(repository, stack).start()
+        await program.put("notes", Route({"add1@1": 1, "add1@2": 1}, bandit=Bandit("thompson")))
+        front = program.routes.front("notes")
+
+        for number in range(400):
+            added = await program.added("notes", id=str(number))
+            target = front.sent.take(str(number), "")
+            front.by_name[target].counts.reward(0.9 if added == 2 else 0.1)
+
+        assert front.by_name["add1@2"].counts.requests > 300
+
+
+async def test_feedback_counts_once_and_only_from_the_sender(repository: Path) -> None:
+    async with AsyncExitStack() as stack:
+        program = await Program(repository, stack).start()
+        await program.put("notes", Route({"add1@1": 1}))
+        sent = program.routes.front("notes").sent
+        _, done = program.future(program.request("notes", id="a"), identity="ada")
+        await done
+
+        with pytest.raises(Forbidden, match="only the sender"):
+            sent.take("a", "eve")
+        assert sent.take("a", "ada") == "add1@1"
+        with pytest.raises(NotFound, match="no request with the id 'a'"):
+            sent.take("a", "ada")

@@ -252,6 +252,39 @@ def test_the_commands_split_promote_and_roll_back(routed: ServerProcess, tmp_pat
     assert run("remove", "more", *url) == "more: revision 2: removed\n"
 
 
+def test_shadow_bandit_and_feedback_over_http(routed: ServerProcess) -> None:
+    url = ("--url", routed.url)
+    run("split", "learns", "add1@1=1", "add1@2=1", "--bandit", "ucb", *url)
+    assert "add1@1 50 %" in run("shadow", "learns", "add1", "--share", "0.5", *url)
+    client = triton_http.InferenceServerClient(routed.url.removeprefix("http://"))
+    for number in range(40):
+        found = client.infer("learns", [triton_input(triton_http)], request_id=f"r{number}")
+        reward = float(found.as_numpy("OUTPUT0")[0, 0] == 2)
+        status, answer = ask(
+            routed, "POST", "/v2/models/learns/feedback", {"id": f"r{number}", "reward": reward}
+        )
+        assert (status, answer["name"]) == (200, "learns")
+    client.close()
+
+    document = ask(routed, "GET", "/v2/routes/learns")[1]
+
+    assert sum(one["rewards"] for one in document["targets"]) == 40
+    assert {one["target"]: one["mean_reward"] for one in document["targets"]} == {"add1@1": 0, "add1@2": 1}
+    assert document["shadow"]["target"] == "add1"
+    shown = run("show", "learns", *url)
+    assert "learns: ucb by rewards: add1@" in shown
+    assert "learns: copies to add1: " in shown
+    for document, status in (
+        ({"id": "r1", "reward": 1}, 404),
+        ({"id": "r1", "reward": 2}, 400),
+        ({"id": "r1"}, 400),
+    ):
+        assert ask(routed, "POST", "/v2/models/learns/feedback", document)[0] == status
+    assert ask(routed, "POST", "/v2/models/add1/feedback", {"id": "r1", "reward": 1})[0] == 404
+    run("shadow", "learns", "--off", *url)
+    assert ask(routed, "GET", "/v2/routes/learns")[1]["shadow"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import click
@@ -16,7 +16,7 @@ from backline.cli.command import CommandGroup, run
 from backline.cli.connection import connection_options
 from backline.cli.options import json_option
 from backline.cli.table import print_table
-from backline.plugins.traffic.route import Route, check_route, targets_of
+from backline.plugins.traffic.route import Bandit, Route, Shadow, check_route, targets_of
 from backline.plugins.traffic.routes import read_routes
 from backline_client.client.aio import AsyncClient
 from backline_client.client.control import USER_HEADER, user_name
@@ -144,9 +144,29 @@ def _print_rules(document: dict[str, Any]) -> None:
         print(printable(f"{name}: if {when}: {rule.to}"))
     if route.sticky:
         print(printable(f"{name}: requests with the same {route.sticky} go to the same target"))
+    if route.bandit:
+        means = ", ".join(
+            f"{one['target']} {one['mean_reward']:.3g} ({one['rewards']})"
+            for one in document["targets"]
+            if one["mean_reward"] is not None
+        )
+        print(printable(f"{name}: {route.bandit.policy} by rewards: {means or 'none yet'}"))
+    if document["shadow"] is not None:
+        print(printable(f"{name}: {_copies(document['shadow'])}"))
     if route.fallback:
         after = f" or after {route.timeout_ms:g} ms" if route.timeout_ms else ""
         print(printable(f"{name}: on failure{after}: {', then '.join(route.fallback)}"))
+
+
+def _copies(shadow: dict[str, Any]) -> str:
+    distances = ""
+    if shadow["mean_distance"] is not None:
+        farthest = max(one["distance"] for one in shadow["worst"])
+        distances = f", distance {shadow['mean_distance']:.3g} on average, {farthest:.3g} at most"
+    return (
+        f"copies to {shadow['target']}: {shadow['compared']} compared{distances},"
+        f" {shadow['failed']} failed, {shadow['skipped']} skipped"
+    )
 
 
 @command.command("split", epilog=_SPLIT_EPILOG)
@@ -159,6 +179,11 @@ def _print_rules(document: dict[str, Any]) -> None:
     metavar="TARGET",
     help="Where requests go on failure; repeatable; '' for none.",
 )
+@click.option(
+    "--bandit",
+    type=click.Choice(("epsilon-greedy", "thompson", "ucb", "none")),
+    help="Let rewards decide in place of the weights.",
+)
 @click.option("--timeout-ms", type=float, help="The time after which a request goes to the fallback.")
 @expect_option
 @json_option()
@@ -170,6 +195,7 @@ def split(
     weights: tuple[str, ...],
     sticky: str | None,
     fallback: tuple[str, ...],
+    bandit: Literal["epsilon-greedy", "thompson", "ucb", "none"] | None,
     timeout_ms: float | None,
     expect: int | None,
     as_json: bool,
@@ -183,9 +209,48 @@ def split(
         given["fallback"] = [one for one in fallback if one]
     if timeout_ms is not None:
         given["timeout_ms"] = timeout_ms
+    if bandit is not None:
+        given["bandit"] = None if bandit == "none" else Bandit(bandit)
 
     def changed(route: Route | None) -> Route:
         return Route(**given) if route is None else msgspec.structs.replace(route, **given)
+
+    _print_change(name, _with(url, options, lambda one: _put(one, name, changed, expect)), as_json)
+
+
+@command.command("shadow")
+@click.argument("name")
+@click.argument("target", required=False)
+@click.option("--share", type=float, default=1.0, show_default=True, help="The share of requests to copy.")
+@click.option(
+    "--max-in-flight", type=int, default=4, show_default=True, help="The maximum number of copies at a time."
+)
+@click.option("--off", is_flag=True, help="Make no more copies.")
+@expect_option
+@json_option()
+@connection_options
+def shadow(
+    url: str,
+    options: ClientOptions,
+    name: str,
+    target: str | None,
+    share: float,
+    max_in_flight: int,
+    off: bool,
+    expect: int | None,
+    as_json: bool,
+) -> None:
+    """Send copies of the requests for the route NAME to TARGET, and compare the responses."""
+    if off == (target is not None):
+        raise click.UsageError("Give either a TARGET for the copies, or --off")
+
+    def changed(route: Route | None) -> Route:
+        if route is None:
+            raise NotFound(
+                f"there is no route '{name}'; to make one: backline traffic split {name} MODEL@VERSION=1"
+            )
+        copies = None if target is None else Shadow(target, share, max_in_flight)
+        return msgspec.structs.replace(route, shadow=copies)
 
     _print_change(name, _with(url, options, lambda one: _put(one, name, changed, expect)), as_json)
 

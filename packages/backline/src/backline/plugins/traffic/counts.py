@@ -7,66 +7,106 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Final
 
-from backline.engine.custom_metrics import CustomMetrics, Family, Sample
+from backline.engine.custom_metrics import CustomMetrics, Family, MetricKind, Sample
 from backline.engine.ticket import Listener, Ticket
+from backline.plugins.traffic.bandit import Arm
+from backline.plugins.traffic.feedback import Sent
 from backline.plugins.traffic.route import split_target
 from backline_client.values.errors import BacklineError
 from backline_client.values.messages import InferResponse
 
 #: The upper bounds of the latencies' buckets, in seconds: 100 us to 105 s, each twice the one before.
-_BOUNDS: Final = tuple(1e-4 * 2**exponent for exponent in range(21))
+_LATENCIES: Final = tuple(1e-4 * 2**exponent for exponent in range(21))
+#: The upper bounds of the distances' buckets: 1e-9 to 1.
+_DISTANCES: Final = tuple(10.0**exponent for exponent in range(-9, 1))
 
 
 class Counters:
     """The metrics of all routes of an engine."""
 
     def __init__(self, metrics: CustomMetrics) -> None:
-        self.requests = Family(
-            "backline_route_requests_total", "counter", "Number of requests that a route sent to a target"
+        self._metrics = metrics
+        self._families: list[Family] = []
+        add = self._add
+        self._requests = add("requests_total", "counter", "Number of requests that a route sent to a target")
+        self._failures = add(
+            "failures_total", "counter", "Number of these requests that failed in the server"
         )
-        self.failures = Family(
-            "backline_route_failures_total", "counter", "Number of these requests that failed in the server"
-        )
-        self.fallbacks = Family(
-            "backline_route_fallbacks_total",
+        self._fallbacks = add(
+            "fallbacks_total",
             "counter",
             "Number of requests that a route sent on because this target failed or took too long",
         )
-        self.latency = Family(
-            "backline_route_latency_seconds", "histogram", "Time from a route's decision to the response"
+        self._latency = add("latency_seconds", "histogram", "Time from a route's decision to the response")
+        self._rewards = add(
+            "rewards_total", "counter", "Number of rewards for requests that went to a target"
         )
-        for family in (self.requests, self.failures, self.fallbacks, self.latency):
-            metrics.add(family)
+        self._reward_sum = add("reward_sum_total", "counter", "Sum of these rewards, each from 0 to 1")
+        self._copies = add("shadow_requests_total", "counter", "Number of copies of requests, by outcome")
+        self._distances = add(
+            "shadow_distance", "histogram", "Distance of the outputs of copies, from 0 to 1"
+        )
+
+    def _add(self, name: str, kind: MetricKind, description: str) -> Family:
+        family = Family(f"backline_route_{name}", kind, description)
+        self._families.append(family)
+        self._metrics.add(family)
+        return family
 
     def of(self, route: str, target: str) -> Counts:
         """Returns the counts of a target, which continue if the target was counted before."""
         labels = (("route", route), ("target", target))
         return Counts(
-            self.requests.samples.setdefault(labels, Sample()),
-            self.failures.samples.setdefault(labels, Sample()),
-            self.fallbacks.samples.setdefault(labels, Sample()),
-            self.latency.samples.setdefault(labels, Sample(bounds=_BOUNDS, counts=[0] * (len(_BOUNDS) + 1))),
+            self._requests.samples.setdefault(labels, Sample()),
+            self._failures.samples.setdefault(labels, Sample()),
+            self._fallbacks.samples.setdefault(labels, Sample()),
+            self._latency.samples.setdefault(labels, _histogram(_LATENCIES)),
+            self._rewards.samples.setdefault(labels, Sample()),
+            self._reward_sum.samples.setdefault(labels, Sample()),
         )
+
+    def of_shadow(self, route: str, target: str) -> ShadowCounts:
+        """Returns the counts of the copies to a target, which continue as those of `of`."""
+        labels = (("route", route), ("target", target))
+        compared, failed, skipped = (
+            self._copies.samples.setdefault((*labels, ("outcome", outcome)), Sample())
+            for outcome in ("compared", "failed", "skipped")
+        )
+        distances = self._distances.samples.setdefault(labels, _histogram(_DISTANCES))
+        return ShadowCounts(compared, failed, skipped, distances)
 
     def forget(self, route: str, kept: Sequence[str] = ()) -> None:
         """Removes the counts of a route, except those of the targets in `kept`."""
-        for family in (self.requests, self.failures, self.fallbacks, self.latency):
+        for family in self._families:
             for labels in tuple(family.samples):
                 if labels[0][1] == route and labels[1][1] not in kept:
                     del family.samples[labels]
 
 
+def _histogram(bounds: tuple[float, ...]) -> Sample:
+    return Sample(bounds=bounds, counts=[0] * (len(bounds) + 1))
+
+
 class Counts:
     """How one target of a route has answered. A failure is an error that is not the client's fault."""
 
-    __slots__ = ("_buckets", "_failures", "_fallbacks", "_requests", "_seconds")
+    __slots__ = ("_failures", "_fallbacks", "_requests", "_reward_sum", "_rewards", "_seconds")
 
-    def __init__(self, requests: Sample, failures: Sample, fallbacks: Sample, seconds: Sample) -> None:
+    def __init__(
+        self,
+        requests: Sample,
+        failures: Sample,
+        fallbacks: Sample,
+        seconds: Sample,
+        rewards: Sample,
+        reward_sum: Sample,
+    ) -> None:
         self._requests = requests
         self._failures = failures
         self._fallbacks = fallbacks
         self._seconds = seconds
-        self._buckets = seconds.counts
+        self._rewards = rewards
+        self._reward_sum = reward_sum
 
     @property
     def requests(self) -> int:
@@ -83,15 +123,24 @@ class Counts:
     @property
     def mean_ms(self) -> float | None:
         """The mean time of the requests that were answered, in milliseconds; None if there are none."""
-        count = sum(self._buckets)
+        count = sum(self._seconds.counts)
         return 1e3 * self._seconds.value / count if count else None
+
+    @property
+    def arm(self) -> Arm:
+        """The number and the sum of the rewards."""
+        return Arm(self._rewards.value, self._reward_sum.value)
+
+    def reward(self, reward: float) -> None:
+        self._rewards.value += 1
+        self._reward_sum.value += reward
 
     def began(self) -> None:
         self._requests.value += 1
 
     def answered(self, seconds: float) -> None:
         self._seconds.value += seconds
-        self._buckets[bisect_left(_BOUNDS, seconds)] += 1
+        self._seconds.counts[bisect_left(_LATENCIES, seconds)] += 1
 
     def failed(self, error: BacklineError) -> None:
         if error.http_status >= 500:
@@ -99,6 +148,26 @@ class Counts:
 
     def fell_back(self) -> None:
         self._fallbacks.value += 1
+
+
+class ShadowCounts:
+    """How the copies to one target ended."""
+
+    def __init__(self, compared: Sample, failed: Sample, skipped: Sample, distances: Sample) -> None:
+        self.compared = compared
+        self.failed = failed
+        #: Those for which the budget had no room, or that the target could not take.
+        self.skipped = skipped
+        self._distances = distances
+
+    def compare(self, distance: float) -> None:
+        self.compared.value += 1
+        self._distances.value += distance
+        self._distances.counts[bisect_left(_DISTANCES, distance)] += 1
+
+    @property
+    def mean_distance(self) -> float | None:
+        return self._distances.value / self.compared.value if self.compared.value else None
 
 
 class Outcome(Listener):
@@ -124,9 +193,17 @@ class Outcome(Listener):
 class Target:
     """A target of a route: the model and version that it names, and its counts."""
 
-    __slots__ = ("counts", "model", "name", "version")
+    __slots__ = ("_sent", "counts", "model", "name", "version")
 
-    def __init__(self, name: str, counts: Counts) -> None:
+    def __init__(self, name: str, counts: Counts, sent: Sent) -> None:
         self.name = name
         self.model, self.version = split_target(name)
         self.counts = counts
+        self._sent = sent
+
+    def follow(self, ticket: Ticket) -> None:
+        """Counts a request that goes to this target now, and remembers it for feedback."""
+        ticket.listen(Outcome(self.counts))
+        id = ticket.request.id
+        if id:
+            self._sent.keep(id, ticket.identity, self.name)

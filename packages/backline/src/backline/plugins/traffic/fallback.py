@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from backline.engine.ticket import Owner, Ticket
-from backline.plugins.traffic.counts import Outcome, Target
+from backline.plugins.traffic.counts import Target
 from backline_client.values.errors import BacklineError
 from backline_client.values.messages import InferResponse
 
@@ -54,7 +54,7 @@ class FallbackRun(Owner):
                 model_version=target.version,
             )
             attempt.context = target
-            attempt.listen(Outcome(target.counts))
+            target.follow(attempt)
             self._attempt = attempt
             try:
                 self._submit(attempt)

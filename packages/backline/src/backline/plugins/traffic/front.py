@@ -9,10 +9,13 @@ from msgspec.structs import replace
 
 from backline.engine.engine import Engine
 from backline.engine.ticket import Ticket
-from backline.plugins.traffic.counts import Counters, Outcome, Target
+from backline.plugins.traffic.bandit import Chooser
+from backline.plugins.traffic.counts import Counters, Target
 from backline.plugins.traffic.fallback import FallbackRun
+from backline.plugins.traffic.feedback import Sent
 from backline.plugins.traffic.policy import Policy
-from backline.plugins.traffic.route import Route, Source, targets_of
+from backline.plugins.traffic.route import Route, Source, shadow_of, targets_of
+from backline.plugins.traffic.shadow import Mirror
 from backline_client.values.messages import InferRequest
 
 #: The maximum number of open sequences whose targets a route remembers; above it, the oldest are forgotten.
@@ -28,12 +31,21 @@ class RouteFront:
         self._counters = counters
         #: The targets of open sequences, by caller and sequence.
         self._sequences: dict[tuple[str, int | str], str] = {}
+        #: The requests to which clients may give feedback.
+        self.sent = Sent()
+        self.mirror: Mirror | None = None
         self.change(route)
 
     def change(self, route: Route) -> None:
         names = targets_of(route)
         self.policy = Policy(route)
-        self.by_name = {name: Target(name, self._counters.of(self._name, name)) for name in names}
+        self.by_name = {name: Target(name, self._counters.of(self._name, name), self.sent) for name in names}
+        arms = {name: self.by_name[name].counts for name, weight in route.targets.items() if weight > 0}
+        self._bandit = (
+            None
+            if route.bandit is None
+            else Chooser(route.bandit, lambda: {name: counts.arm for name, counts in arms.items()})
+        )
         self.targets: Sequence[tuple[str, str]] = [(one.model, one.version) for one in self.by_name.values()]
         #: The targets to use, in this order, instead of one that cannot respond.
         self._others = [
@@ -41,7 +53,12 @@ class RouteFront:
         ]
         self._fallback = [self.by_name[name] for name in route.fallback]
         self._timeout = route.timeout_ms / 1e3
-        self._counters.forget(self._name, names)
+        self._counters.forget(self._name, [*names, *shadow_of(route)])
+        if route.shadow is None:
+            self.mirror = None
+        elif self.mirror is None or self.mirror.shadow != route.shadow:
+            counts = self._counters.of_shadow(self._name, route.shadow.to)
+            self.mirror = Mirror(self._engine, route.shadow, counts)
 
     def close(self) -> None:
         self._counters.forget(self._name)
@@ -50,18 +67,20 @@ class RouteFront:
         """Chooses the target of a request; see Front.take."""
         request = ticket.request
         target = self._target(ticket, request)
+        if self.mirror is not None and self.mirror.shadow.to != target.name:
+            self.mirror.follow(ticket, request)
         if self._fallback and request.sequence is None:
             further = [one for one in self._fallback if one is not target]
             FallbackRun(self._engine.submit, ticket, [target, *further], self._timeout).start()
             return True
         ticket.request = replace(request, model_name=target.model, model_version=target.version)
-        ticket.listen(Outcome(target.counts))
+        target.follow(ticket)
         return False
 
     def _target(self, ticket: Ticket, request: InferRequest) -> Target:
         if request.sequence is not None:
             target = self._of_sequence(ticket, request)
-        elif self.policy.plain:
+        elif self.policy.plain and self._bandit is None:
             target = self.by_name[self.policy.by_weight(random())]
         else:
             target = self.by_name[self._chosen(ticket)]
@@ -72,6 +91,9 @@ class RouteFront:
         return target
 
     def _chosen(self, ticket: Ticket) -> str:
+        if self._bandit is not None:
+            ruled = self.policy.by_rule(lambda source: _value(ticket, source))
+            return self._bandit.choose() if ruled is None else ruled
         return self.policy.choose(lambda source: _value(ticket, source), random())
 
     def _of_sequence(self, ticket: Ticket, request: InferRequest) -> Target:

@@ -48,17 +48,24 @@ class Policy:
 
     def choose(self, read: Read, point: float) -> str:
         """Returns a target. `point` is a random number from 0 (included) to 1 (excluded)."""
+        ruled = self.by_rule(read)
+        if ruled is not None:
+            return ruled
+        if self.sticky is not None:
+            key = read(self.sticky)
+            if key is not None:
+                return self.by_key(key)
+        return self.by_weight(point)
+
+    def by_rule(self, read: Read) -> str | None:
+        """Returns the target of the first rule that applies; None if none does."""
         for rule in self._rules:
             for source, values in rule.conditions:
                 if read(source) not in values:
                     break
             else:
                 return rule.target
-        if self.sticky is not None:
-            key = read(self.sticky)
-            if key is not None:
-                return self.by_key(key)
-        return self.by_weight(point)
+        return None
 
     def by_weight(self, point: float) -> str:
         """Returns the target at `point`, a random number from 0 (included) to 1 (excluded)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -14,6 +14,7 @@ from backline_client.values.names import fault_in_name
 MOST_TARGETS: Final = 32
 MOST_RULES: Final = 64
 MOST_VALUES: Final = 256
+MOST_COPIES: Final = 256
 _LONGEST_VALUE = 256
 _LONGEST_TIMEOUT_MS = 3_600_000
 #: Header fields that hold secrets, which must not be written into a route or shown with it.
@@ -29,6 +30,25 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     to: str
 
 
+class Shadow(Struct, frozen=True, forbid_unknown_fields=True):
+    """Sends copies of a `share` of the requests to the target `to`, at most `max_in_flight` at a time, and
+    compares the responses.
+    """
+
+    to: str
+    share: float = 1.0
+    max_in_flight: int = 4
+
+
+class Bandit(Struct, frozen=True, forbid_unknown_fields=True):
+    """Lets rewards decide between the targets in place of their weights. `epsilon` is the share of requests
+    that epsilon-greedy sends to random targets.
+    """
+
+    policy: Literal["epsilon-greedy", "thompson", "ucb"]
+    epsilon: float = 0.1
+
+
 class Route(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the requests for one name are spread.
 
@@ -42,6 +62,8 @@ class Route(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     sticky: str = ""
     fallback: list[str] = []
     timeout_ms: float = 0.0
+    shadow: Shadow | None = None
+    bandit: Bandit | None = None
 
 
 class Source(Struct, frozen=True):
@@ -94,13 +116,18 @@ def targets_of(route: Route) -> list[str]:
     return list(dict.fromkeys((*weighted, *(rule.to for rule in route.rules), *route.fallback)))
 
 
+def shadow_of(route: Route) -> list[str]:
+    """Returns the target that gets copies of requests, if there is one."""
+    return [] if route.shadow is None else [route.shadow.to]
+
+
 def check_route(name: str, route: Route) -> None:
     """Raises InvalidArgument, saying where and what to do, if a route is not valid."""
     try:
         if fault := fault_in_name(name):
             raise InvalidArgument(f"the name {fault}")
         _check(route)
-        for target in targets_of(route):
+        for target in [*targets_of(route), *shadow_of(route)]:
             if split_target(target) == (name, ""):
                 raise InvalidArgument(
                     f"target '{target}' is the route itself: name a version or label, as in {name}@stable"
@@ -125,6 +152,18 @@ def _check(route: Route) -> None:
         raise InvalidArgument(f"timeout_ms is {route.timeout_ms}: expected 0 to {_LONGEST_TIMEOUT_MS}")
     if route.timeout_ms and not route.fallback:
         raise InvalidArgument("timeout_ms needs a fallback, to which requests go after that time")
+    if route.shadow is not None:
+        if not 0 < route.shadow.share <= 1:  # also false for NaN
+            raise InvalidArgument(f"shadow: share is {route.shadow.share}: expected above 0, at most 1")
+        if not 1 <= route.shadow.max_in_flight <= MOST_COPIES:
+            raise InvalidArgument(
+                f"shadow: max_in_flight is {route.shadow.max_in_flight}: expected 1 to {MOST_COPIES}"
+            )
+    if route.bandit is not None:
+        if route.sticky:
+            raise InvalidArgument("a route has either 'sticky' or 'bandit', because both choose the target")
+        if not 0 <= route.bandit.epsilon <= 1:
+            raise InvalidArgument(f"bandit: epsilon is {route.bandit.epsilon}: expected 0 to 1")
     for number, rule in enumerate(route.rules, 1):
         try:
             _check_rule(rule)
@@ -165,7 +204,7 @@ def check_cycles(routes: Mapping[str, Route]) -> None:
             raise InvalidArgument(f"routes form a cycle, so requests would never arrive: {told}")
         if name in done or name not in routes:
             return
-        for further in _unversioned(targets_of(routes[name])):
+        for further in _unversioned([*targets_of(routes[name]), *shadow_of(routes[name])]):
             follow(further, (*way, name))
         done.add(name)
 

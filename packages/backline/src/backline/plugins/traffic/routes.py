@@ -15,7 +15,14 @@ from backline.engine.engine import Engine
 from backline.lifecycle.labels.document import Edition, FileDocument, Replaced
 from backline.plugins.traffic.counts import Counters
 from backline.plugins.traffic.front import RouteFront
-from backline.plugins.traffic.route import Route, check_cycles, check_route, split_target, targets_of
+from backline.plugins.traffic.route import (
+    Route,
+    check_cycles,
+    check_route,
+    shadow_of,
+    split_target,
+    targets_of,
+)
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 
 PLUGIN: Final = "routes"
@@ -111,7 +118,7 @@ class Routes:
         have, or has another revision than `expected` (0: never changed by a request).
         """
         check_route(name, route)
-        for target in targets_of(route):
+        for target in [*targets_of(route), *shadow_of(route)]:
             try:
                 self._engine.find(*split_target(target))
             except BacklineError as error:

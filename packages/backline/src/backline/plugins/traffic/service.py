@@ -16,10 +16,11 @@ from backline.dialects.open_inference.repository import who_asks
 from backline.dialects.plugin import Dialect, DialectContext
 from backline.dialects.router import Router
 from backline.plugins.traffic.counts import Target
-from backline.plugins.traffic.route import Route, split_target, targets_of
+from backline.plugins.traffic.route import Route, shadow_of, split_target, targets_of
 from backline.plugins.traffic.routes import RouteChange, Routes, open_routes
+from backline.plugins.traffic.shadow import Mirror
 from backline.wire.application import HttpRequest
-from backline_client.values.errors import BacklineError
+from backline_client.values.errors import BacklineError, InvalidArgument
 
 
 class PutDocument(Struct, forbid_unknown_fields=True):
@@ -31,6 +32,13 @@ class PutDocument(Struct, forbid_unknown_fields=True):
 
 class ExpectedDocument(Struct, forbid_unknown_fields=True):
     expected: int | None = None
+
+
+class FeedbackDocument(Struct, forbid_unknown_fields=True):
+    """A reward from 0 to 1 for the response to the request with this `id`."""
+
+    id: str
+    reward: float
 
 
 class RouteDialect(Dialect):
@@ -50,6 +58,7 @@ class RouteDialect(Dialect):
         add(Scope.MANAGE, "DELETE", "/v2/routes/{}", self._remove)
         add(Scope.READ, "GET", "/v2/routes/{}/history", self._history)
         add(Scope.MANAGE, "POST", "/v2/routes/{}/rollback", self._rollback)
+        router.add(Scope.INFER, "POST", "/v2/models/{}/feedback", self._feedback)
 
     def _list(self, request: HttpRequest) -> None:
         identity = request.identity
@@ -83,9 +92,22 @@ class RouteDialect(Dialect):
             self._routes.front(name)
         respond_json(request, {"name": name, "changes": [_plain(one) for one in reversed(changes)]})
 
+    def _feedback(self, name: str, request: HttpRequest) -> None:
+        asked = read_document(FeedbackDocument, request.body)
+        if not 0 <= asked.reward <= 1:  # also false for NaN
+            raise InvalidArgument(f"the reward is {asked.reward}: expected 0 to 1")
+        front = self._routes.front(name)
+        identity = request.identity
+        sender = None if identity is None or identity.may(Scope.MANAGE, name) else identity.holder
+        target = front.sent.take(asked.id, sender)
+        known = front.by_name.get(target)
+        if known is not None:  # otherwise, the route no longer has the target
+            known.counts.reward(asked.reward)
+        respond_json(request, {"name": name, "target": target})
+
     def _check_targets(self, request: HttpRequest, route: Route) -> None:
         if request.identity is not None:
-            for target in targets_of(route):
+            for target in [*targets_of(route), *shadow_of(route)]:
                 request.identity.require(Scope.MANAGE, split_target(target)[0])
 
     def _answer(self, request: HttpRequest, change: Coroutine[Any, Any, RouteChange]) -> None:
@@ -102,6 +124,7 @@ class RouteDialect(Dialect):
                 self._state(one, route, identity is None or identity.may(Scope.READ, one.model))
                 for one in front.by_name.values()
             ],
+            "shadow": None if front.mirror is None else _copies(front.mirror),
         }
 
     def _state(self, target: Target, route: Route, visible: bool) -> dict[str, Any]:
@@ -116,6 +139,8 @@ class RouteDialect(Dialect):
             "failures": counts.failures,
             "fallbacks": counts.fallbacks,
             "mean_ms": counts.mean_ms,
+            "rewards": int(counts.arm.rewards),
+            "mean_reward": counts.arm.total / counts.arm.rewards if counts.arm.rewards else None,
         }
         if visible:
             try:
@@ -130,3 +155,17 @@ class RouteDialect(Dialect):
 def _plain(change: RouteChange) -> dict[str, Any]:
     told: dict[str, Any] = to_builtins(change)
     return told
+
+
+def _copies(mirror: Mirror) -> dict[str, Any]:
+    """Returns how the copies of requests ended. "worst" and "errors" show the ids of their originals."""
+    counts = mirror.counts
+    return {
+        "target": mirror.shadow.to,
+        "compared": int(counts.compared.value),
+        "failed": int(counts.failed.value),
+        "skipped": int(counts.skipped.value),
+        "mean_distance": counts.mean_distance,
+        "worst": [{"id": id, "distance": distance} for distance, id in mirror.worst],
+        "errors": [{"id": id, "error": error} for id, error in mirror.errors],
+    }

@@ -431,6 +431,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v2/routes/{}/rollback"): change(
         _TRAFFIC, "Undo the last change of a route", fields({}, {"expected": WHOLE}), OBJECT
     ),
+    ("POST", "/v2/models/{}/feedback"): change(
+        _TRAFFIC,
+        "Reward the response to a request that a route sent on",
+        fields({"id": STRING, "reward": {"type": "number", "minimum": 0, "maximum": 1}}),
+        having({"name": STRING, "target": STRING}),
+    ),
     ("GET", "/v2/logging"): read(_SETTING, "The settings of the log", OBJECT),
     ("POST", "/v2/logging"): change(_SETTING, "Change settings of the log", OBJECT, OBJECT),
     ("GET", "/v2/logging/lines"): Operation(
