@@ -72,4 +72,4 @@ def test_the_output_that_is_farthest_apart_counts() -> None:
     expected = [tensor([1.0], name="a"), tensor([1.0], name="b")]
     got = [tensor([1.0], name="a"), tensor([3.0], name="b")]
 
-    assert distance(expected, got) == 0.5
+    assert distance(expected, got) == pytest.approx(0.5)

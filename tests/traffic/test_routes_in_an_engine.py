@@ -16,6 +16,7 @@ from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.plugins.traffic.route import Bandit, Route, Rule, Shadow
 from backline.plugins.traffic.routes import Routes, open_routes
+from backline.plugins.traffic.shadow import Compared, Mirror
 from backline_client.client.aio import AsyncClient
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError, Forbidden, InvalidArgument, NotFound
@@ -344,23 +345,24 @@ async def test_a_target_that_does_not_exist_is_refused(repository: Path) -> None
             await program.put("notes", Route({"add1@1": 1}, [Rule({"identity": "a"}, "nothing")]))
 
 
-async def settled(mirror: Any, copies: int) -> None:
-    """Waits until so many copies have ended or were skipped."""
-    counts = mirror.counts
-    while counts.compared.value + counts.failed.value + counts.skipped.value < copies:
-        await asyncio.sleep(0.005)
+def watched(program: Program, name: str) -> tuple[Mirror, asyncio.Queue[Compared]]:
+    """The mirror of a route, and the copies that have ended."""
+    mirror = program.routes.front(name).mirror
+    assert mirror is not None
+    ended: asyncio.Queue[Compared] = asyncio.Queue()
+    mirror.observe = ended.put_nowait
+    return mirror, ended
 
 
 async def test_a_shadow_gets_copies_whose_responses_are_compared(repository: Path) -> None:
     async with AsyncExitStack() as stack:
         program = await Program(repository, stack).start()
         await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("add1@2")))
-        mirror = program.routes.front("notes").mirror
-        assert mirror is not None
+        mirror, ended = watched(program, "notes")
 
         for number in range(10):
             assert await program.added("notes", id=f"request-{number}") == 1
-            await settled(mirror, number + 1)
+            await ended.get()
 
         assert mirror.counts.compared.value == 10
         # |1 - 2| / (|1| + |2|) over equal elements
@@ -372,12 +374,11 @@ async def test_a_failing_shadow_changes_nothing_for_the_caller(repository: Path)
     async with AsyncExitStack() as stack:
         program = await Program(repository, stack).start()
         await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("failing")))
-        mirror = program.routes.front("notes").mirror
-        assert mirror is not None
+        mirror, ended = watched(program, "notes")
 
         for number in range(5):
             assert await program.added("notes", id="a") == 1
-            await settled(mirror, number + 1)
+            await ended.get()
 
         assert mirror.counts.failed.value == 5
         assert mirror.errors[0][0] == "a"
@@ -388,8 +389,7 @@ async def test_a_slow_shadow_neither_delays_requests_nor_gathers_copies(reposito
     async with AsyncExitStack() as stack:
         program = await Program(repository, stack).start()
         await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("sleeping", max_in_flight=1)))
-        mirror = program.routes.front("notes").mirror
-        assert mirror is not None
+        mirror, _ = watched(program, "notes")
 
         async with asyncio.timeout(10):
             assert [await program.added("notes") for _ in range(20)] == [1] * 20
@@ -404,15 +404,14 @@ async def test_a_copy_has_the_inputs_of_its_original_even_if_their_buffer_is_reu
     async with AsyncExitStack() as stack:
         program = await Program(repository, stack).start()
         await program.put("notes", Route({"add1@1": 1}, shadow=Shadow("add1")))
-        mirror = program.routes.front("notes").mirror
-        assert mirror is not None
+        mirror, ended = watched(program, "notes")
         request = program.request("notes")
         data = request.inputs["INPUT0"].data
 
         data[...] = 5
         await program.embedded.engine.infer(request)
         data[...] = -1000
-        await settled(mirror, 1)
+        await ended.get()
 
         assert mirror.counts.mean_distance == pytest.approx(1 / 13)  # 6 and 7
 
