@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import log, sqrt
+from math import inf, log, sqrt
 from random import Random
 from typing import NamedTuple
 
@@ -23,26 +23,24 @@ class Arm(NamedTuple):
     total: float
 
 
-def epsilon_greedy(arms: Mapping[str, Arm], epsilon: float, random: Random) -> str:
-    """Returns a random target with the probability `epsilon`, and otherwise the one with the highest mean
-    reward; targets without rewards come first (Sutton and Barto, Reinforcement Learning, section 2.2).
+def greedy(arms: Mapping[str, Arm]) -> list[str]:
+    """Returns the targets with the highest mean reward; those without rewards come first. Epsilon-greedy uses
+    them for all but a share of the requests (Sutton and Barto, Reinforcement Learning, section 2.2).
     """
-    if random.random() < epsilon:
-        return random.choice(tuple(arms))
-    means = {name: arm.total / arm.rewards if arm.rewards else 2.0 for name, arm in arms.items()}
-    return _best(means, random)
+    return _best({name: arm.total / arm.rewards if arm.rewards else 2.0 for name, arm in arms.items()})
 
 
-def ucb(arms: Mapping[str, Arm], random: Random) -> str:
-    """Returns the target with the highest upper confidence bound, by UCB1; targets without rewards come first
+def ucb(arms: Mapping[str, Arm]) -> list[str]:
+    """Returns the targets with the highest upper confidence bound, by UCB1; those without rewards come first
     (Auer, Cesa-Bianchi and Fischer, Finite-time Analysis of the Multiarmed Bandit Problem, 2002).
     """
     rewards = sum(arm.rewards for arm in arms.values())
-    bounds = {
-        name: arm.total / arm.rewards + sqrt(2 * log(rewards) / arm.rewards) if arm.rewards else float("inf")
-        for name, arm in arms.items()
-    }
-    return _best(bounds, random)
+    return _best(
+        {
+            name: arm.total / arm.rewards + sqrt(2 * log(rewards) / arm.rewards) if arm.rewards else inf
+            for name, arm in arms.items()
+        }
+    )
 
 
 def thompson(arms: Mapping[str, Arm], generator: np.random.Generator, requests: int) -> list[str]:
@@ -56,31 +54,38 @@ def thompson(arms: Mapping[str, Arm], generator: np.random.Generator, requests: 
     return [names[index] for index in draws.argmax(1)]
 
 
-def _best(scores: Mapping[str, float], random: Random) -> str:
+def _best(scores: Mapping[str, float]) -> list[str]:
     highest = max(scores.values())
-    best = [name for name, score in scores.items() if score == highest]
-    return best[0] if len(best) == 1 else random.choice(best)
+    return [name for name, score in scores.items() if score == highest]
 
 
 class Chooser:
-    """Chooses targets for a route. `read` returns the rewards so far."""
+    """Chooses targets for a route. `read` returns the rewards so far; call `rewarded` when they change."""
 
     def __init__(
         self, bandit: Bandit, read: Callable[[], Mapping[str, Arm]], seed: int | None = None
     ) -> None:
         self._bandit = bandit
+        self._epsilon = bandit.epsilon if bandit.policy == "epsilon-greedy" else 0.0
         self._read = read
+        self._targets = list(read())
         self._random = Random(seed)
         self._generator = np.random.default_rng(seed)
+        #: What Thompson sampling has drawn for the next requests.
         self._drawn: list[str] = []
+        #: What the other policies choose until the next reward.
+        self._best: list[str] = []
+
+    def rewarded(self) -> None:
+        self._best = []
 
     def choose(self) -> str:
-        match self._bandit.policy:
-            case "epsilon-greedy":
-                return epsilon_greedy(self._read(), self._bandit.epsilon, self._random)
-            case "ucb":
-                return ucb(self._read(), self._random)
-            case _:
-                if not self._drawn:
-                    self._drawn = thompson(self._read(), self._generator, _DRAWN)
-                return self._drawn.pop()
+        if self._bandit.policy == "thompson":
+            if not self._drawn:
+                self._drawn = thompson(self._read(), self._generator, _DRAWN)
+            return self._drawn.pop()
+        if self._epsilon and self._random.random() < self._epsilon:
+            return self._random.choice(self._targets)
+        if not self._best:
+            self._best = ucb(self._read()) if self._bandit.policy == "ucb" else greedy(self._read())
+        return self._best[0] if len(self._best) == 1 else self._random.choice(self._best)

@@ -60,6 +60,14 @@ class RouteFront:
             counts = self._counters.of_shadow(self._name, route.shadow.to)
             self.mirror = Mirror(self._engine, route.shadow, counts)
 
+    def reward(self, target: str, reward: float) -> None:
+        """Counts a reward. Has no effect if the route no longer has the target."""
+        known = self.by_name.get(target)
+        if known is not None:
+            known.counts.reward(reward)
+            if self._bandit is not None:
+                self._bandit.rewarded()
+
     def close(self) -> None:
         self._counters.forget(self._name)
 

@@ -100,9 +100,7 @@ class RouteDialect(Dialect):
         identity = request.identity
         sender = None if identity is None or identity.may(Scope.MANAGE, name) else identity.holder
         target = front.sent.take(asked.id, sender)
-        known = front.by_name.get(target)
-        if known is not None:  # otherwise, the route no longer has the target
-            known.counts.reward(asked.reward)
+        front.reward(target, asked.reward)
         respond_json(request, {"name": name, "target": target})
 
     def _check_targets(self, request: HttpRequest, route: Route) -> None:
