@@ -40,6 +40,7 @@ from backline.system.cores import SpareCore, usable_cores
 from backline.system.garbage import collected_rarely
 from backline.system.memory import share_arena
 from backline.system.service_manager import PassedSocket, passed_sockets
+from backline.wire.application import Application
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
 from backline.wire.limits import Limits
@@ -283,6 +284,7 @@ class Server:
         self._metrics: Metrics | None = None
         self._passed: list[PassedSocket] = []
         self._listeners: Listeners | None = None
+        self._application: Application | None = None
         #: The open TCP ports, each with the number of the port that was opened (the options may ask for any
         #: free port).
         self._opened: list[tuple[OpenPort, int]] = []
@@ -341,7 +343,7 @@ class Server:
             )
         recorder = Recorder(self.engine, self._embedded.state_folder)
         metrics = self._metrics = Metrics(self.engine, _scaling(options), options.metrics)
-        application = build_application(
+        application = self._application = build_application(
             self.engine,
             metrics.page,
             scaling=metrics.signal,
@@ -450,6 +452,8 @@ class Server:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)
             await self._embedded.stop()
+            if self._application is not None:
+                await self._application.close()
         finally:  # the command line cancels `stop` if a model's run does not end
             if self._tracing is not None:
                 await self._tracing.close()

@@ -95,6 +95,7 @@ def build_application(
         pages=console,
         frame_ancestors=tuple(frame_ancestors),
         state_folder=state_folder,
+        replay=_HttpHandler(router, None),
     )
     served = Dialects(context, dialects)
     router.add_later(served.announce_built_in)
@@ -126,6 +127,7 @@ def build_application(
         return BodyLimits(engine, router, target_of, may_infer)
 
     http: Callable[[HttpRequest], None] = _HttpHandler(router, admission)
+    served.resume()
 
     return Application(
         http=CrossOrigin(http, browsers) if browsers.origins else http,
@@ -136,6 +138,7 @@ def build_application(
         keeps_spelling=forwarding.http is not None,
         takes_websocket=router.takes_websocket,
         body_limit=lambda method, path: limits().of_route(method, path),
+        close=served.close,
     )
 
 

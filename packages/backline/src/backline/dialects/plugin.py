@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from backline.dialects.router import Router
     from backline.engine.engine import Engine
     from backline.observe.recording import Recorder
-    from backline.wire.application import StreamMethod, UnaryMethod
+    from backline.wire.application import HttpRequest, StreamMethod, UnaryMethod
 
 log = logging.getLogger(__name__)
 _ROUTE = re.compile(r"[A-Z]+ /\S*").fullmatch
+#: The folder, within the state folder, of the work that dialects continue when the server starts again: a
+#: folder for each dialect, with its name.
+RESUMED: Final = "resumed"
 #: gRPC methods by path (b"/package.Service/Method").
 Methods: TypeAlias = "Mapping[bytes, UnaryMethod | StreamMethod]"
 
@@ -80,6 +84,15 @@ class DialectContext(Struct, frozen=True, kw_only=True):
     #: server keeps nothing.
     state_folder: Path | None = None
     frame_ancestors: tuple[str, ...] = ()
+    #: Handles a request that was admitted earlier, or that the dialect makes itself: finds its route and
+    #: calls the handler. Checks neither caller nor quotas. The request ends with its `respond` or `stream`.
+    replay: Callable[[HttpRequest], None]
+
+    def resumed_folder(self, dialect: str) -> Path | None:
+        """Returns the folder in which the dialect of this name keeps work that it continues when the server
+        starts again. If this folder exists, the dialect is created at the start, not on first use.
+        """
+        return None if self.state_folder is None else self.state_folder / RESUMED / dialect
 
 
 class Dialect:
@@ -94,6 +107,11 @@ class Dialect:
     def methods(self) -> Methods:
         """Returns the gRPC methods. All belong to services in the record."""
         return {}
+
+    async def close(self) -> None:
+        """Ends what the dialect has begun. Called when the server stops, after its connections are closed and
+        its models have finished their runs.
+        """
 
 
 class Dialects:
@@ -125,6 +143,25 @@ class Dialects:
                 self._announce(record, router)
             except ValueError as error:
                 log.warning("%s is not used: %s", record.title, error)
+
+    def resume(self) -> None:
+        """Creates the enabled dialects that have work to continue; see DialectContext.resumed_folder."""
+        folder = self._context.state_folder
+        try:
+            names = os.listdir(folder / RESUMED) if folder is not None else ()
+        except FileNotFoundError:  # the usual case: no plug-in is imported
+            return
+        for record in (*self._enabled(DIALECTS.built_in), *self._installed()) if names else ():
+            if record.name in names:
+                self._create(record)
+
+    async def close(self) -> None:
+        """Closes the dialects that were created."""
+        for dialect in self._created.values():
+            try:
+                await dialect.close()
+            except Exception:
+                log.exception("the dialect %s did not close", type(dialect).__name__)
 
     def _announce(self, record: DialectPlugin, router: Router) -> None:
         router.announce(
@@ -195,5 +232,6 @@ DIALECTS: Final = Door(
         "backline.plugins.dialects.openapi",
         "backline.plugins.dialects.console",
         "backline.plugins.traffic",
+        "backline.plugins.dialects.jobs",
     ),
 )

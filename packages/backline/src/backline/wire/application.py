@@ -325,6 +325,10 @@ class Gate(ABC):
         """Returns the header fields without which a web page could not read the refusal of its request."""
 
 
+async def _nothing() -> None:
+    """The default for `Application.close`."""
+
+
 class Application(Struct, frozen=True):
     """Everything that the wire needs to know about an application to serve it.
 
@@ -336,6 +340,7 @@ class Application(Struct, frozen=True):
     their body. With `keeps_spelling`, the headers of HTTP/1.1 requests are SpelledFields.
     `takes_websocket(path)` returns whether a path accepts WebSocket handshakes; the wire refuses them on any
     other path. `body_limit(method, path)` returns the limit of a large body.
+    `close` ends what the application does besides responding, once the server has stopped.
     """
 
     http: Callable[[HttpRequest], None]
@@ -346,3 +351,4 @@ class Application(Struct, frozen=True):
     keeps_spelling: bool = False
     takes_websocket: Callable[[bytes], bool] = lambda path: False
     body_limit: Callable[[bytes, bytes], Bound] = lambda method, path: None
+    close: Callable[[], Awaitable[None]] = _nothing
