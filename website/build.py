@@ -56,6 +56,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/client.md",
         "docs/embedding.md",
         "docs/protocol.md",
+        "docs/jobs.md",
         "docs/compatibility.md",
         "docs/conformance.md",
         "docs/differences-from-triton.md",

@@ -25,6 +25,7 @@ RUN = (
     "docs/protocol.md",
     "docs/operations.md",
     "docs/tracing.md",
+    "docs/jobs.md",
 )
 #: Commands that set up an environment: not run, but their arguments are checked.
 SETUP = ("make", "pip")

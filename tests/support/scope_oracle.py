@@ -29,6 +29,8 @@ RULES = tuple(
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /v2/models/\{\}/feedback", "infer"),
         (r"POST /models/\{\}(/versions/\{\})?", "infer"),
+        (r"POST /v2/models/\{\}(/versions/\{\})?/jobs", "infer"),
+        (r"(GET|HEAD|DELETE) /v2/jobs(/\{\}(/result)?)?|POST /v2/jobs/\{\}/retry", "infer"),
         (r"POST /v1/models/\{\}(/(versions|labels)/\{\})?:(predict|explain|classify|regress)", "infer"),
         (r"(GET|HEAD) /models/\{\}(/versions/\{\})?/stream", "infer"),
         (r"(GET|HEAD) /(console(/\{\})?|v2/access)?", "public"),
@@ -59,6 +61,7 @@ RPC_RULES = tuple(
 #: What lists models shows those that a caller may read about, and is open to callers who may read about some.
 LISTS = re.compile(
     r"(GET|HEAD) /(v1/)?models|(GET|HEAD) /v2/(routes|models(/stats)?)"
+    r"|(GET|HEAD|DELETE|POST) /v2/jobs(/.*)?"
     r"|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
     r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"

@@ -160,6 +160,31 @@ _PREDICT = change(
 )
 _EXPLAIN = change(_INFER, "Get the output `explanations` of a model (KServe, version 1)", _PREDICTION, OBJECT)
 _OF_SIGNATURE = read(_MODEL, "The signature of a version (TensorFlow Serving)", having({"metadata": OBJECT}))
+_JOBS = "Jobs"
+_JOB = having({"id": STRING, "model": STRING, "version": STRING, "state": STRING, "attempts": WHOLE})
+_SECONDS: Schema = {"type": "number", "exclusiveMinimum": 0}
+_WAIT: Schema = {"type": "number", "minimum": 0, "maximum": 60, "default": 0}
+_SUBMIT = Operation(
+    _JOBS,
+    "Run a model later: takes what `infer` takes, and responds once it is on disk",
+    {},
+    {JSON: OBJECT, "application/octet-stream": BINARY},
+    True,
+    query={
+        "priority": {"type": "integer", "minimum": 1, "maximum": 9, "default": 5},
+        "attempts": {"type": "integer", "minimum": 1, "maximum": 20, "default": 3},
+        "expires": _SECONDS,
+        "kept": _SECONDS,
+        "attempt_limit": _SECONDS,
+    },
+    header={
+        "idempotency-key": {
+            **STRING,
+            "description": "Requests with the same key are one job, however often they are sent.",
+        }
+    },
+    further={202: "The job is accepted"},
+)
 #: The same routes for a model, for one of its versions and for a label.
 _TENSORFLOW_SERVING = {
     (method, f"/v1/models/{{}}{version}{end}"): operation
@@ -266,6 +291,36 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         )
         for version in ("", "/versions/{}")
     },
+    **both("POST /jobs", _SUBMIT),
+    ("GET", "/v2/jobs"): read(
+        _JOBS,
+        "The caller's jobs, newest first",
+        having({"jobs": listed(_JOB)}),
+        state=STRING,
+        model=NAME,
+        limit={"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+        cursor=STRING,
+    ),
+    ("GET", "/v2/jobs/{}"): read(_JOBS, "The state of a job, which may be waited for", _JOB, wait=_WAIT),
+    ("DELETE", "/v2/jobs/{}"): Operation(
+        _JOBS,
+        "Cancel a job or, if it has ended, remove it and its result",
+        _json(_JOB),
+        query={"wait": _WAIT},
+    ),
+    ("GET", "/v2/jobs/{}/result"): Operation(
+        _JOBS,
+        "The result of a job, as the response to the same request without a job",
+        {JSON: OBJECT, "application/octet-stream": BINARY},
+        query={"wait": _WAIT},
+        header={"range": STRING},
+    ),
+    ("POST", "/v2/jobs/{}/retry"): Operation(
+        _JOBS,
+        "Queue a failed, cancelled or expired job again",
+        query={"wait": _WAIT},
+        further={202: "The job is queued"},
+    ),
     ("GET", "/ping"): Operation(
         _SERVER,
         "Whether all models are ready (TorchServe)",
