@@ -235,7 +235,7 @@ def test_a_release_builds_checks_and_publishes_these_packages() -> None:
     workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
     steps = [line.strip().removeprefix("- run: ") for line in workflow.splitlines() if "run:" in line]
 
-    assert [f"python -m build packages/{name} --outdir dist" for name in PACKAGES] == [
+    assert [f"python -m build packages/{name} --outdir dist" for name in (*PACKAGES, "oip-conformance")] == [
         step for step in steps if step.startswith("python -m build")
     ]
     assert any(step.startswith("pip install") and "dist/*.whl" in step for step in steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -117,6 +118,22 @@ def _kserve(folder: Path, model: SuiteModel) -> bool:
     return True
 
 
+def _torchserve(folder: Path, model: SuiteModel) -> bool:
+    """An archive for each version, and the settings with which TorchServe loads all of them."""
+    if model.decoupled or model.optional or any(port.datatype == "BF16" for port in model.inputs):
+        return False
+    _write(folder / "config.properties", "service_envelope=kservev2\nload_models=all\ndefault_workers_per_model=1\n")
+    table = {name: datatype.numpy for name, datatype in DATATYPES.items() if name != "BYTES"}
+    source = f"{_template('behaviour')}\n\nNUMPY = {table}\n\n{_template('torchserve')}"
+    for version in model.versions:
+        about = {"modelName": model.name, "handler": "suite.py", "modelVersion": version}
+        with zipfile.ZipFile(folder / f"{model.name}_{version}.mar", "w") as archive:
+            archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": about}))
+            archive.writestr("inputs.json", json.dumps([port.name for port in model.inputs]))
+            archive.writestr("suite.py", source)
+    return True
+
+
 def _simple(model: SuiteModel) -> bool:
     """Whether frameworks that know tensors of numbers only can compute the model."""
     numbers = all(port.datatype not in ("BYTES", "BF16") for port in model.inputs)
@@ -200,6 +217,7 @@ FORMATS: dict[str, Callable[[Path, SuiteModel], bool]] = {
     "backline": _backline,
     "mlserver": _mlserver,
     "kserve": _kserve,
+    "torchserve": _torchserve,
     "onnx": _onnx,
     "torchscript": _torchscript,
     "savedmodel": _savedmodel,
