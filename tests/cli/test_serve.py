@@ -69,10 +69,9 @@ def test_the_report_shows_models_states_reasons_and_urls(repository: Path, tmp_p
     assert re.search(
         r"^patient +1 +READY +inline +1 +8 +up to 8 together, waits 500 us$", output, re.MULTILINE
     )
-    assert re.search(r"^broken +1 +UNAVAILABLE .*model\.onnx", output, re.MULTILINE)
+    assert re.search(r"^broken +1 +UNAVAILABLE .*failed, see its message$", output, re.MULTILINE)
+    assert len(re.findall(r"broken/1/model\.onnx", output)) == 1, "a failure is told once"
     assert "loaded add1 version 1" in output
-    told = [line for line in output.splitlines() if "broken" in line and "version" in line]
-    assert len(told) == 1, "in the log, and apart from it only in the table"
     assert server.url in output
     assert server.grpc_url in output
     assert "Not all models are ready: 2 of 3" in output
@@ -480,11 +479,7 @@ def test_a_failing_triton_model_has_one_traceback_and_one_row(repository: Path, 
         server.stop()  # which also completes the log: a thread writes it, and may be behind the report
         output = server.output
     assert output.count("Traceback") == 1
-    assert re.search(
-        r"^wrong +1 +UNAVAILABLE .*ZeroDivisionError: division by zero At: 1/model.py\(3\): initialize$",
-        output,
-        re.MULTILINE,
-    )
+    assert re.search(r"^wrong +1 +UNAVAILABLE .*failed, see its message$", output, re.MULTILINE)
 
 
 def test_exit_on_error_prints_the_reasons(backline: Run, repository: Path) -> None:

@@ -284,6 +284,7 @@ def test_a_region_outside_of_its_object_is_refused(client, created, size: int, o
         ({"byte_size": 64}, "Shared memory register request has no 'key' field"),
         ({"key": "/x"}, "Shared memory register request has no 'byte_size' field"),
         ({"key": "/x", "byte_size": -1}, "byte_size"),
+        ({"key": "/x", "byte_size": "x"}, "byte_size"),
         ({"key": 3, "byte_size": 64}, "key"),
         ({"key": "/x", "byte_size": 64, "ofset": 1}, "Did you mean 'offset'?"),
     ],

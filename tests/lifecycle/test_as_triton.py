@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from backline.dialects.open_inference.configuration import model_configuration
+from backline.dialects.open_inference.metadata import model_index, visible_to
+from backline.dialects.open_inference.statistics import model_statistics
 from backline_client.values.control import LOG_SETTINGS
 from backline_client.values.errors import NotFound, Unavailable
 from support import models
@@ -27,6 +29,13 @@ async def test_a_server_is_live_once_its_repository_exists(home: Homes, reposito
     late = repository / "late"
     async with home(late, await_repositories=True, **TRITON) as server:
         assert (server.engine.live, server.engine.ready) == (False, False)
+        for refused in (
+            lambda: server.engine.find("add1"),
+            lambda: model_index(server.engine, visible_to(None), only_ready=False),
+            lambda: list(model_statistics(server.engine, "", "", visible_to(None))),
+        ):
+            with pytest.raises(Unavailable, match=r"^Server not ready: .*/late' does not exist$"):
+                refused()
 
         models.add1(repository / "hidden")
         (repository / "hidden").rename(late)
@@ -139,14 +148,21 @@ async def test_lines_of_the_log_about_faults_begin_with_tritons_texts(
     (repository / "add1" / "config.pbtxt").write_text(COMPLETE + fault)
     (repository / "none").mkdir()
     (repository / "none" / "config.pbtxt").write_text('backend: "onnxruntime"')
+    for name, text in (("garbled", "name 3"), ("zero", "version_policy { latest { num_versions: 0 } }")):
+        models.add1(repository, name=name)
+        (repository / name / "config.pbtxt").write_text(text)
     async with home(repository, mode="explicit", load_models=("*",), **TRITON) as server:
         with pytest.raises(NotFound):
             await server.lifecycle.load("nowhere", who=WHO)
 
     lines = [record.getMessage() for record in caplog.records]
+    garbled = "Poll failed for model directory 'garbled': failed to read text proto"
+    zero = "failed to load model 'zero': at least one version must be available under the version policy"
     for begin in (
         "Poll failed for model directory 'add1': dynamic batching preferred size must be <= max batch size",
         "failed to load model 'none': at least one version must be available under the version policy of",
+        f"{garbled} from {repository}/garbled/config.pbtxt:1:6: Expected",
+        f"{zero} of model 'zero': version_policy.latest.num_versions is 0, expected the number of newest",
         "failed to poll model 'nowhere': model not found in any model repository",
     ):
         assert any(line.startswith(begin) for line in lines), lines

@@ -207,6 +207,25 @@ def test_a_failed_load_shows_its_reason(page: Page) -> None:
         assert "unknown model" not in page.text()
 
 
+def test_another_clients_request_is_not_shown_before_anything_ran(page: Page, server: ServerProcess) -> None:
+    enter(page, "runner")
+    go(page, "models/add1/try")
+    page.wait("document.querySelector('main').innerText.includes('Nothing has been run yet')")
+    key = {"Authorization": f"Bearer {key_of('runner')}"}
+    traces = urllib.request.Request(f"{server.url}/v2/traces", headers={**key, "Accept": "text/event-stream"})
+    body = json.dumps({"INPUT0": [[0] * 16]}).encode()
+    with urllib.request.urlopen(traces, timeout=30) as stream:
+        urllib.request.urlopen(
+            urllib.request.Request(f"{server.url}/models/add1", body, key), timeout=30
+        ).close()
+        while b"add1" not in stream.readline():
+            pass
+    page.run("fetch('/v2/health/live').then((answer) => { document.title = `health ${answer.status}`; })")
+    page.wait("document.title === 'health 200'")  # by then, the trace has arrived
+
+    assert "Where the" not in page.text()
+
+
 def test_numbers_are_run_and_the_answer_is_shown_with_the_call(page: Page) -> None:
     enter(page, "runner")
     go(page, "models/add1/try?inputs=" + json.dumps({"INPUT0": [[0] * 15 + [41]]}).replace(" ", ""))

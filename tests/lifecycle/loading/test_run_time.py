@@ -27,6 +27,7 @@ from backline.system.cores import usable_cores
 from backline_client.values.datatypes import DataType
 from backline_client.values.signature import Signature, TensorSpec
 from support.networks import FLOAT, INT64, build, floats, ints, node
+from support.repositories import put
 
 US, MS = 1e-6, 1e-3
 
@@ -340,28 +341,42 @@ def test_durations_have_three_digits(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_the_quota_of_a_container_limits_the_cores(tmp_path: Path) -> None:
-    def cores(content: str) -> int:
-        quota = tmp_path / content.partition(" ")[0]  # a file is read at most once a second
-        quota.write_text(content)
-        return usable_cores(quota)
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "100000 100000"}, 1),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/a.slice/b.service", {"a.slice/cpu.max": "100000 100000"}, 1),
+        ("0::/a.slice", {"cpu.max": "max 100000", "a.slice/cpu.max": "20000 100000"}, 1),
+        ("3:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "1", "cpu/a/cpu.cfs_period_us": "100000"}, 1),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("3:memory:/", {"cpu/cpu.cfs_quota_us": "1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_the_lowest_quota_limits_the_cores(
+    tmp_path: Path, own: str, files: dict[str, str], expected: int | None
+) -> None:
+    for name, text in files.items():
+        put(tmp_path / "groups" / name, f"{text}\n")
+    unlimited = usable_cores(tmp_path, tmp_path / "missing")
 
-    assert cores("100000 100000\n") == 1
-    assert cores("50000 100000\n") == 1
-    assert cores("max 100000\n") == usable_cores(tmp_path / "missing")
+    found = usable_cores(tmp_path / "groups", put(tmp_path / "own", own + "\n"))
+
+    assert found == (unlimited if expected is None else expected)
 
 
 def test_a_quota_that_changes_takes_effect_within_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quota, now = tmp_path / "cpu.max", 7.0
+    own, now = put(tmp_path / "own", "0::/\n"), 7.0
     monkeypatch.setattr("backline.system.cores.monotonic", lambda: now)
-    unlimited = usable_cores(quota)
+    unlimited = usable_cores(tmp_path, own)
 
-    quota.write_text("100000 100000\n")
-    assert usable_cores(quota) == unlimited
+    put(tmp_path / "cpu.max", "100000 100000\n")
+    assert usable_cores(tmp_path, own) == unlimited
     now += 1
-    assert usable_cores(quota) == 1
+    assert usable_cores(tmp_path, own) == 1
 
 
 class _Untried:

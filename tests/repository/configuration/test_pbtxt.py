@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from backline.engine.config.instance_group import InstanceGroup, Resource
 from backline.engine.config.model_config import ModelConfig, QueuePolicy, VersionPolicy
 from backline.repository.configuration import read
+from backline.repository.configuration.document import NOT_READ
 from backline.repository.walk import walk
 from backline_client.values.datatypes import DataType
 from backline_client.values.errors import BacklineError, InvalidArgument
@@ -234,18 +235,27 @@ def test_instances_that_no_runtime_uses_cause_a_warning(text: str, warning: str,
     [
         (
             "name: 'm'\nmax_batch_sise: 3",
-            ":2:1: unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
+            ":2:1: failed to read text proto: unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
         ),
-        ("input [ { name: 'x'\n  dimms: [1] } ]", ":2:3: unknown field 'dimms', did you mean 'dims'?"),
-        ("input { data_type: TYPE_FLOAT }", ":1:20: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?"),
-        ("instance_group { kind: KIND_CPUS }", ":1:24: unknown value 'KIND_CPUS', did you mean 'KIND_CPU'?"),
-        ("name 3", ':1:6: Expected ":".'),
-        ("max_batch_size: 'a'", ":1:17: Couldn't parse integer: 'a'"),
+        (
+            "input [ { name: 'x'\n  dimms: [1] } ]",
+            ":2:3: failed to read text proto: unknown field 'dimms', did you mean 'dims'?",
+        ),
+        (
+            "input { data_type: TYPE_FLOAT }",
+            ":1:20: failed to read text proto: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
+        ),
+        (
+            "instance_group { kind: KIND_CPUS }",
+            ":1:24: failed to read text proto: unknown value 'KIND_CPUS', did you mean 'KIND_CPU'?",
+        ),
+        ("name 3", ':1:6: failed to read text proto: Expected ":".'),
+        ("max_batch_size: 'a'", ":1:17: failed to read text proto: Couldn't parse integer: 'a'"),
         (
             "name: 'm' name: 'm'",
-            ':1:17: Message type "inference.ModelConfig" should not have multiple "name" fields.',
+            f':1:17: {NOT_READ}Message type "inference.ModelConfig" should not have multiple "name" fields.',
         ),
-        ("max_batch_size: 99999999999", ":1:17: Value out of range: 99999999999"),
+        ("max_batch_size: 99999999999", ":1:17: failed to read text proto: Value out of range: 99999999999"),
     ],
 )
 def test_errors_of_the_format_have_line_and_column(text: str, message: str, file: Path) -> None:

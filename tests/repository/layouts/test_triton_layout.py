@@ -183,7 +183,7 @@ def test_a_bad_configuration_affects_only_its_model(tmp_path: Path) -> None:
 
     bad, good = scan(tmp_path)
 
-    assert "config.pbtxt:1:1: unknown field 'max_batch_sise'" in bad.problem
+    assert "config.pbtxt:1:1: failed to read text proto: unknown field 'max_batch_sise'" in bad.problem
     assert bad.versions == ()
     assert good.problem == ""
 

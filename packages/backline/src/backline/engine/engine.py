@@ -42,8 +42,8 @@ class Engine:
         self.log_control: LogControl | None = None
         #: The name of the server in its metadata.
         self.server_name = "backline"
-        #: Whether the server is live. Only the health rules of Triton know a server that is not.
-        self.live = True
+        #: Why the server is not live; "" if it is. Only under Triton's rules can a server not be live.
+        self.not_live = ""
         #: The tracer for the requests of clients; None while no requests are to be traced.
         self.tracer: Tracer | None = None
         #: Reads and changes the trace settings; None if the engine runs without a server.
@@ -300,6 +300,15 @@ class Engine:
                 found += self.candidates(*target)
         return found or [self.find_ready(name)]
 
+    @property
+    def live(self) -> bool:
+        return not self.not_live
+
+    def check_live(self) -> None:
+        """Raises Unavailable, with the reason, if the server is not live."""
+        if self.not_live:
+            raise Unavailable(f"Server not ready: {self.not_live}", retry_after=1)
+
     def is_known(self, name: str) -> bool:
         """Returns whether there is a model with this name that has at least one version, or a front."""
         return bool(self._models.get(name)) or name in self.fronts
@@ -326,8 +335,11 @@ class Engine:
         return own + [one for target in names for one in self._all(target)]
 
     def check_known(self, name: str) -> None:
-        """Raises NotFound for an unknown model, and InvalidArgument if no model can have this name."""
+        """Raises NotFound for an unknown model, Unavailable if the server is not live, and InvalidArgument if
+        no model can have this name.
+        """
         if name not in self._models:
+            self.check_live()
             if name:
                 check_name("model", name)
             if name in self.ambiguous:

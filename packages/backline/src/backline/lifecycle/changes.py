@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from msgspec.structs import replace
 
+from backline.engine.config.model_config import UNAVAILABLE_VERSIONS
 from backline.engine.model import NO_VERSION
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
 from backline.lifecycle.wanted import Target
-from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 from backline.repository.repository import FoundModel
 from backline_client.values.control import unreadable
 from backline_client.values.errors import InvalidArgument, Unavailable

@@ -10,12 +10,13 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
+from backline.engine.config.model_config import UNAVAILABLE_VERSIONS
 from backline.engine.model import NO_VERSION, Model, ModelState
 from backline.lifecycle.audit_thread import AuditThread
 from backline.lifecycle.executor import Step
 from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.served_model import ServedModel
-from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
+from backline.repository.configuration.document import NOT_READ
 from backline_client.values.control import Action, Change
 from backline_client.values.names import version_order
 
@@ -154,20 +155,25 @@ def _log_failure(model: Model, reason: str) -> None:
     """Logs a failed load in Triton's words, which differ for models that could not be read at all."""
     if model.version != NO_VERSION:
         log.error("failed to load '%s' version %s: %s", model.name, model.version, reason)
-    elif reason.startswith(UNAVAILABLE_VERSIONS):
-        log.error("failed to load model '%s': %s", model.name, reason)
+    elif (fault := _fault_first(reason)).startswith(UNAVAILABLE_VERSIONS):
+        log.error("failed to load model '%s': %s", model.name, fault)
     else:
-        log.error("Poll failed for model directory '%s': %s", model.name, _place_last(reason))
+        log.error("Poll failed for model directory '%s': %s", model.name, fault)
 
 
 #: The beginning of an error message about a configuration file: the place of the fault.
 _PLACE: Final = re.compile(r"(\S*\.pbtxt(?::\d+:\d+)?): ", re.ASCII)
 
 
-def _place_last(reason: str) -> str:
-    """Returns the reason with the place of the fault last, so that Triton's text is first."""
+def _fault_first(reason: str) -> str:
+    """Returns the reason with the place of the fault after Triton's text."""
     found = _PLACE.match(reason)
-    return reason if found is None else f"{reason[found.end() :]} ({found[1]})"
+    if found is None:
+        return reason
+    text, place = reason[found.end() :], found[1]
+    if text.startswith(NOT_READ):
+        return f"failed to read text proto from {place}: {text.removeprefix(NOT_READ)}"
+    return f"{text} ({place})"
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:

@@ -124,7 +124,7 @@ class Lifecycle:
         chosen = await self._holdings.open()
         loads = sum(goal.loaded for name in chosen for goal in self._models[name].wanted())
         if self._options.control_as_triton:
-            self._engine.live = self._sources.complete and bool(self._sources.locations)
+            self._engine.not_live = self._sources.missing_repositories()
         self._journal.starting(on_event or (lambda event: None), loads)
         self._executor.advance(chosen)
         await self._models.settle()
@@ -144,7 +144,7 @@ class Lifecycle:
         while not self._sources.complete:
             await asyncio.sleep(_LOOK_FOR_REPOSITORIES)
             await self._sources.scan()
-        self._engine.live = True
+        self._engine.not_live = ""
         self._executor.advance(await self._holdings.open())
         await self._models.settle()
         self._engine.started()

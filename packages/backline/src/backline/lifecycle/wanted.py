@@ -12,10 +12,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from backline.engine.config.model_config import ModelConfig, VersionPolicy
+from backline.engine.config.model_config import UNAVAILABLE_VERSIONS, ModelConfig, VersionPolicy
 from backline.engine.model import NO_VERSION
 from backline.lifecycle.plan import Wanted
-from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 from backline.repository.listing import place_below, some_of
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 from backline_client.values.control import RepositoryState, unreadable
@@ -219,6 +218,13 @@ class Sources:
     def complete(self) -> bool:
         """Whether each repository has been read at least once."""
         return self._found.keys() == self._repositories.keys()
+
+    def missing_repositories(self) -> str:
+        """Returns why no model can be found; "" if each of at least one repository has been read."""
+        if not self._repositories:
+            return "no model repository is given"
+        problems = (f"model repository '{one}' cannot be read: {why}" for one, why in self._troubles.items())
+        return "" if self.complete else "; ".join(problems)
 
     def missing(self, name: str, problem: str) -> Source:
         """Returns a source for a wanted model that is in no repository; clients see the `problem`."""

@@ -7,59 +7,63 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
 from time import monotonic
 
+from backline.system.control_groups import GROUPS, OWN_GROUPS, group_folders
 from backline_client.values.errors import InvalidArgument
 
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_STATISTICS = "/sys/fs/cgroup/cpu.stat"
 _LOAD = "/proc/loadavg"
-#: The number of threads that run or are ready to run (proc_loadavg(5)), and of the periods in which the
-#: container has used up its quota.
+#: The number of threads that run or are ready to run (proc_loadavg(5)), and of the periods in which a
+#: control group has used up its quota.
 _RUNNING, _THROTTLED = rb"(?:\S+ ){3}(\d+)/", rb"nr_throttled (\d+)"
-#: Seconds for which a container has no core to spare after it has used up its quota, which stopped it for up
-#: to 0.1 s.
+#: Seconds for which a control group has no core to spare after it has used up its quota, which stopped it
+#: for up to 0.1 s.
 THROTTLED_REST = 10.0
 _SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
 _THREADS = Path("/proc/self/task")
 
 
-def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
+def usable_cores(groups: Path = GROUPS, own_groups: Path = OWN_GROUPS) -> int:
     """Returns the number of cores that this process may use: the cores of its affinity mask, but no more than
-    the quota of its container (cgroup v2, rounded up).
+    the lowest CPU quota of its control groups, rounded up.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = _read_quota(quota, int(monotonic()))
-    return affinity if limit is None else max(1, min(affinity, limit))
+    return max(1, min((affinity, *_read_quotas(groups, own_groups, int(monotonic())).values())))
 
 
 class SpareCore:
-    """Tells whether the machine and the CPU quota of the container (cgroup v2) leave a core for work that can
-    be left out.
+    """Tells whether the machine and the CPU quotas of this process's control groups leave a core for work
+    that can be left out. Quotas that are set later are not seen.
     """
 
-    def __init__(self, load: str = _LOAD, statistics: str = _CGROUP_STATISTICS) -> None:
-        self._files = {_RUNNING: load, _THROTTLED: statistics}
-        self._throttled, self._not_before = self._number(_THROTTLED), 0.0
+    def __init__(self, load: str = _LOAD, groups: Path = GROUPS, own_groups: Path = OWN_GROUPS) -> None:
+        self._load = load
+        limited = _read_quotas(groups, own_groups, int(monotonic()))
+        self._statistics = [str(folder / "cpu.stat") for folder in limited]
+        self._throttled, self._not_before = self._times_throttled(), 0.0
 
     def __call__(self, now: float) -> bool:
         """`now` is a time in seconds."""
-        if self._throttled != (throttled := self._number(_THROTTLED)):
+        if self._throttled != (throttled := self._times_throttled()):
             self._throttled, self._not_before = throttled, now + THROTTLED_REST
         # If one thread more than there are cores is ready to run, it is probably a client that a response has
         # just woken up.
-        return now >= self._not_before and self._number(_RUNNING) <= (os.cpu_count() or 1) + 1
+        return now >= self._not_before and _number(_RUNNING, self._load) <= (os.cpu_count() or 1) + 1
 
-    def _number(self, pattern: bytes) -> int:
-        with suppress(OSError):  # not Linux, no quota, or the code of a model has closed the file
-            found = re.search(pattern, os.pread(_opened(self._files[pattern]), 1024, 0))
-            return int(found[1]) if found else 0
-        return 0
+    def _times_throttled(self) -> int:
+        return sum(_number(_THROTTLED, file) for file in self._statistics)
+
+
+def _number(pattern: bytes, file: str) -> int:
+    with suppress(OSError):  # not Linux, or the code of a model has closed the file
+        found = re.search(pattern, os.pread(_opened(file), 1024, 0))
+        return int(found[1]) if found else 0
+    return 0
 
 
 @cache
@@ -69,18 +73,20 @@ def _opened(file: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _read_quota(quota: Path, second: int) -> int | None:
-    """Returns the number of cores in a quota file; None without a quota.
+def _read_quotas(groups: Path, own_groups: Path, second: int) -> Mapping[Path, int]:
+    """Returns the control groups that have a CPU quota, and each quota in cores.
 
-    Reads the file at most once in each `second`, because each load of a model needs the number several times,
+    Reads the files at most once in each `second`, because each load of a model needs the quota several times,
     and a server may load a thousand models in a second.
     """
-    try:
-        with open(quota, encoding="ascii") as file:
-            allowed, period = file.read().split()
-        return ceil(int(allowed) / int(period))
-    except (OSError, ValueError, ZeroDivisionError):  # no quota: the file is missing or says "max"
-        return None
+    quotas = {}
+    for folder, version in group_folders("cpu", groups, own_groups):
+        files = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        with suppress(OSError, ValueError, ZeroDivisionError):  # no quota: no such file, or it says "max"
+            allowed, period = (int(word) for name in files for word in (folder / name).read_text().split())
+            if allowed > 0:  # version 1 says -1 if there is no quota
+                quotas[folder] = ceil(allowed / period)
+    return quotas
 
 
 def cpu_seconds(pid: int) -> float:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from backline.system.control_groups import GROUPS, OWN_GROUPS, group_folders
+
 #: Blocks of at least this many bytes get separate pages.
 LARGE_BLOCK = 1 << 20
 #: Parameters of mallopt (malloc.h).
@@ -38,9 +40,7 @@ def resident_bytes(pid: int | None = None) -> int:
         return 0
 
 
-def memory_limit(
-    groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")
-) -> int | None:
+def memory_limit(groups: Path = GROUPS, own_groups: Path = OWN_GROUPS) -> int | None:
     """Returns the maximum number of bytes of memory that this process can use: the memory of the machine, or
     the lowest limit of the process's control groups (cgroups(7), versions 1 and 2) if it is lower. Returns
     None if the system reports neither.
@@ -48,24 +48,11 @@ def memory_limit(
     found = []
     with suppress(OSError, ValueError, AttributeError):
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    lines = []
-    with suppress(OSError):
-        lines = own_groups.read_text().splitlines()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, name = groups, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = groups / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # In a container, the path may be the one on the host, of which only `root` exists here.
-        folder = root / path.lstrip("/")
-        for one in (folder, *folder.parents):
-            with suppress(OSError, ValueError):  # "max" means no limit
-                found.append(int((one / name).read_text()))
-            if one == root:
-                break
+    for folder, version in group_folders("memory", groups, own_groups):
+        with suppress(OSError, ValueError):  # "max" means no limit
+            found.append(
+                int((folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")).read_text())
+            )
     return min(found, default=None)
 
 

@@ -298,6 +298,10 @@ def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
     return row[:column] + row[column + 1 :]
 
 
+def _has_failed(model: Model) -> bool:
+    return model.state is ModelState.UNAVAILABLE and bool(model.reason) and not model.on_demand
+
+
 def _row(model: Model, labels: str) -> tuple[str, ...]:
     name, version, state = model.name, model.version, model.state.value
     if model.state is not ModelState.READY:
@@ -310,7 +314,8 @@ def _row(model: Model, labels: str) -> tuple[str, ...]:
             "-",
             "-",
             "-",
-            model.reason,
+            # The log or a line of the report tells at once why a load failed.
+            "failed, see its message" if _has_failed(model) else model.reason,
         )
     placement = model.placement
     place = (

@@ -98,6 +98,7 @@ def model_index(engine: Engine, may_see: MaySee, *, only_ready: bool) -> list[di
 
     A model without versions is listed by name only.
     """
+    engine.check_live()
     entries = []
     known = set()
     for model in engine.models():

@@ -40,6 +40,7 @@ def model_statistics(
     elif version:
         raise NotFound(f"statistics of version {version} need the name of a model")
     else:
+        engine.check_live()
         models = [model for model in engine.models() if may_see(model.name)]
     shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
     if name and not shown and all(model.state is ModelState.UNAVAILABLE for model in models):

@@ -85,6 +85,10 @@ AnyLane = Literal[Lane, "process"]
 MAX_SPECIFIC = 1000
 
 
+#: The beginning of Triton's error message for a model without versions.
+UNAVAILABLE_VERSIONS = "at least one version must be available under the version policy of model"
+
+
 class VersionPolicy(Struct, frozen=True):
     """The policy for which versions of a model are served: the `latest` n versions, the versions in
     `specific`, or all versions if both are None.

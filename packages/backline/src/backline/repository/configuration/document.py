@@ -13,6 +13,8 @@ from backline_client.values.errors import InvalidArgument
 from backline_client.values.names import printable
 from backline_client.values.spelling import nearest
 
+#: The beginning of Triton's error message for a text that is no model configuration.
+NOT_READ = "failed to read text proto: "
 #: Line and column, both counted from 1.
 Place = tuple[int, int]
 #: Other frameworks' names of datatypes, and the names to use in a configuration.
@@ -72,16 +74,17 @@ class Document(Struct, frozen=True):
 
     def error(self, reason: str, path: str = "") -> InvalidArgument:
         """Returns an error that names the file and, if known, the line and column of the field `path`."""
-        return InvalidArgument(f"{self._where(path)}: {printable(reason)}")
+        return InvalidArgument(f"{self.where(path)}: {printable(reason)}")
 
     def creation_fault(self, reason: str, path: str, kind: str = "Invalid argument") -> CreationFault:
         """Returns a CreationFault for the field `path`. `kind` is the name of the status code with which
         Triton reports the fault, such as "Invalid argument".
         """
-        where, reason = self._where(path), printable(reason)
+        where, reason = self.where(path), printable(reason)
         return CreationFault(f"{where}: {reason}", f"{kind}: {reason} ({where})")
 
-    def _where(self, path: str) -> str:
+    def where(self, path: str) -> str:
+        """Returns the file and, if known, the line and column of the field `path`."""
         place = self.place(path)
         return f"{self.source}:{place[0]}:{place[1]}" if place else self.source
 

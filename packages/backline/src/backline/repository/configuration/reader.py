@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from backline.engine.config.instance_group import MAX_INSTANCES, InstanceGroup, Resource
 from backline.engine.config.joining import SHAPES_OF, BatchInput, Cut, Joining, Padding
 from backline.engine.config.model_config import (
+    UNAVAILABLE_VERSIONS,
     Ensemble,
     EnsembleStep,
     ModelConfig,
@@ -30,7 +31,7 @@ from backline.repository.configuration.native import parameter
 from backline.repository.configuration.sequences import sequence_batching
 from backline.repository.listing import Listing
 from backline_client.values.datatypes import DataType
-from backline_client.values.errors import BacklineError
+from backline_client.values.errors import BacklineError, InvalidArgument
 from backline_client.values.signature import TensorSpec
 from backline_client.values.tensor import Shape
 
@@ -196,6 +197,7 @@ class _Reader:
             self._output(index, tensor) for index, tensor in enumerate(message.output) if is_whole(tensor)
         )
         check_samples(self._document, self._name)
+        self._check_number_of_versions()
         self._check_state_files()
         limit = self._max_batch_size()
         batching = message.dynamic_batching
@@ -402,6 +404,15 @@ class _Reader:
                 latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions)))
             )
         return VersionPolicy(latest=policy.latest.num_versions or 1)
+
+    def _check_number_of_versions(self) -> None:
+        """Refuses an explicit 0, for which Triton serves no version."""
+        path = "version_policy.latest.num_versions"
+        if path in self._document.places and not self._message.version_policy.latest.num_versions:
+            raise InvalidArgument(
+                f"{UNAVAILABLE_VERSIONS} '{self._name}': {path} is 0, expected the number of newest"
+                f" versions to serve, at least 1 ({self._document.where(path)})"
+            )
 
     def _instance_count(self) -> int | None:
         count = sum((group.count or 1) * max(1, len(group.gpus)) for group in self._message.instance_group)

@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from backline.engine.document_limits import check_size
-from backline.repository.configuration.document import Document, Place, suggest
+from backline.repository.configuration.document import NOT_READ, Document, Place, suggest
 from backline_client.protos import message, pool
 from backline_client.values.errors import InvalidArgument
 
@@ -19,7 +19,7 @@ def parse(text: str, source: str) -> Document:
     """Returns the document in `text`. Raises InvalidArgument, with file, line and column, if the text is not
     valid.
     """
-    parsed = parse_message("inference.ModelConfig", text, source)
+    parsed = _parse("inference.ModelConfig", text, source, NOT_READ)
     return Document(source, parsed, dict(_FieldPlaces(text).of(parsed.DESCRIPTOR)))
 
 
@@ -27,6 +27,10 @@ def parse_message(kind: str, text: str, source: str) -> Any:
     """Returns the message of type `kind` in `text`. Raises InvalidArgument, with line and column, if the text
     is not valid.
     """
+    return _parse(kind, text, source)
+
+
+def _parse(kind: str, text: str, source: str, fault: str = "") -> Any:
     check_size(text, source)
     parsed = message(kind)()
     try:
@@ -34,7 +38,7 @@ def parse_message(kind: str, text: str, source: str) -> Any:
     except text_format.ParseError as error:
         line, column = error.GetLine(), error.GetColumn()
         where = f"{source}:{line}:{column}" if line is not None else source
-        raise InvalidArgument(f"{where}: {_explain(str(error))}") from None
+        raise InvalidArgument(f"{where}: {fault}{_explain(str(error))}") from None
     return parsed
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from backline.engine.config.model_config import ModelConfig, ModelFormat
+from backline.engine.config.model_config import UNAVAILABLE_VERSIONS, ModelConfig, ModelFormat
 from backline.repository import configuration
 from backline.repository.configuration import ConfigFiles
 from backline.repository.configuration.document import CreationFault
@@ -168,10 +168,6 @@ def read_single(
         return replace(model, problem=fault.message, refused=refused)
     except BacklineError as error:
         return replace(model, problem=error.message)
-
-
-#: The beginning of Triton's error message for a model without versions.
-UNAVAILABLE_VERSIONS = "at least one version must be available under the version policy of model"
 
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:

@@ -34,7 +34,7 @@ export function tryIt(body, name, told, document_, query) {
   let waiting = "", watched = () => {};
   // Wait for tracing to begin: an earlier request would leave no trace.
   const watching = Promise.race([new Promise((done) => { watched = done; }), new Promise((done) => { setTimeout(done, MOST_WAIT); })]);
-  const traces = may("read") ? follow("/v2/traces", (trace) => { if (trace.id === waiting) { times.hidden = false; fill(times, h("h2", {}, `Where the ${duration(trace.took)} went`), waterfall(trace)); } }, (state) => { if (state !== "on") watched(); }) : () => {};
+  const traces = may("read") ? follow("/v2/traces", (trace) => { if (waiting && trace.id === waiting) { times.hidden = false; fill(times, h("h2", {}, `Where the ${duration(trace.took)} went`), waterfall(trace)); } }, (state) => { if (state !== "on") watched(); }) : () => {};
   if (!may("read")) watched();
   const form = h("form", { class: "panel", onsubmit: (event) => { event.preventDefault(); send(); } },
     h("h2", {}, "Inputs"), examples, widgets.map(([, widget]) => widget.element), h("div", { class: "row" }, run, told.versions.length > 1 ? version : null));
