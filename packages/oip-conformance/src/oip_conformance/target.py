@@ -300,13 +300,13 @@ def flat(data: Any) -> list[Any]:
     return [leaf for item in data for leaf in flat(item)] if isinstance(data, list) else [data]
 
 
-def same(got: Tensor | None, wanted: Tensor, what: str = "") -> None:
-    """Raises Failure unless datatype, shape and elements agree; the names may differ."""
+def same(got: Tensor | None, wanted: Tensor, what: str = "", shape: bool = True) -> None:
+    """Raises Failure unless datatype, elements and, if it matters, shape agree; the names may differ."""
     what = what or f"output '{wanted.name}'"
     if got is None:
         raise Failure(what, "no such output")
     equal(got.datatype, wanted.datatype, f"{what}: datatype")
-    equal(list(got.shape), list(wanted.shape), f"{what}: shape")
+    check(not shape or got.shape == wanted.shape, f"{what}: shape {list(wanted.shape)}", list(got.shape))
     if not same_values(got.data, wanted.data):
         raise Failure(f"{what}: {_short(wanted.data)}", _short(got.data))
 

@@ -62,7 +62,7 @@ def model_name(t: Target) -> None:
 @area.row("model.versions", MUST, spec.MODEL_VERSIONS, "sum")
 def model_versions(t: Target) -> None:
     """The versions in a model's metadata, if there are any, are strings, and each has metadata of its own."""
-    versions = ok(t.get(t.path("sum"))).json().get("versions", [])
+    versions = ok(t.get(t.path("sum"))).json().get("versions") or []
     check(isinstance(versions, list) and all(isinstance(v, str) for v in versions), "strings", versions)
     for version in versions:
         ok(t.get(t.path("sum", version=version)))

@@ -132,7 +132,7 @@ def body_1_mib(t: Target) -> None:
     """A tensor of 131,072 elements in JSON, about a mebibyte, comes back whole."""
     tensor = _large(128)
     found = outputs(t.infer("identity_fp32", tensor))[t.output_names("identity_fp32")[0]]
-    check(found.data == tensor.data and found.shape == tensor.shape, "the same elements", f"shape {found.shape}")
+    check(found.data == tensor.data, "the same elements", f"{len(found.data)} elements, or others")
 
 
 @area.row("long-text", MUST, spec.INPUT_DATA, "identity_bytes")
