@@ -124,9 +124,14 @@ site: $(STAMP)-docs  ## build the documentation site into build/site, with warni
 screenshots: $(STAMP)-test $(STAMP)-demo  ## take the pictures of the console in docs/images again (needs Chromium)
 	BACKLINE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/docs/test_screenshots.py
 
+#: The dialects with messages of their own.
+DIALECT_PROTOS = backline/plugins/dialects/torchserve
+
 protos: $(STAMP)-test  ## compile the .proto files
 	cd packages/backline-client/src && $(abspath $(BIN))/python -m grpc_tools.protoc -I. \
 		--descriptor_set_out=backline_client/protos/descriptors.binpb backline_client/protos/*.proto
+	cd packages/backline/src && for folder in $(DIALECT_PROTOS); do $(abspath $(BIN))/python -m grpc_tools.protoc -I. \
+		--include_imports --descriptor_set_out=$$folder/descriptors.binpb $$folder/*.proto || exit 1; done
 
 bench: $(STAMP)-test  ## compare Backline with its peers (BENCH="--quick" for a short run)
 	$(BIN)/python benchmarks/run.py $(BENCH)

@@ -7,6 +7,7 @@ covered. What each needs comes from tests/support/scope_oracle.py, which is writ
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import socket
 import struct
@@ -15,15 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backline.dialects.application import build_application
+from backline.dialects.plugin import DIALECTS
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
-from backline_client.protos import message, pool
+from backline_client import protos
+from backline_client.protos import Messages
 from conformance.h1probe import HttpProbe
 from conformance.h2probe import Probe
 from support import models
@@ -47,6 +51,20 @@ from support.server import ServerProcess, serve
 MODEL, OTHER = "m1", "m2"
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 SERVICES = ("inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection")
+CORE = Messages(Path(protos.__file__).with_name("descriptors.binpb"))
+#: The messages of each dialect with gRPC services, and these services.
+OF_DIALECTS = [
+    (
+        Messages(
+            Path(importlib.import_module(plugin.target.partition(":")[0]).__file__ or "").with_name(
+                "descriptors.binpb"
+            )
+        ),
+        plugin.services,
+    )
+    for plugin in DIALECTS.built_in
+    if plugin.services
+]
 PORTS = ("http", "grpc", "metrics", "unix")
 #: Requests in flight on a connection.
 WAVE = 64
@@ -84,14 +102,15 @@ def known_routes(folder: Path) -> Routes:
     )
 
 
-def known_methods(folder: Path) -> dict[str, str | None]:
-    """The gRPC methods by path, with the type of their request."""
+def known_methods(folder: Path) -> dict[str, Any]:
+    """The gRPC methods by path, with the class of their request."""
     engine = Engine()
     served = build_application(engine, Metrics(engine).page).rpc
     described = {
-        f"/{service}/{method.name}": method.input_type.full_name
-        for service in SERVICES
-        for method in pool().FindServiceByName(service).methods
+        f"/{service}/{method.name}": messages.message(method.input_type.full_name)
+        for messages, services in ((CORE, SERVICES), *OF_DIALECTS)
+        for service in services
+        for method in messages.pool().FindServiceByName(service).methods
     }
     return {**{path.decode(): None for path in served}, **described}
 
@@ -378,14 +397,14 @@ def http_combinations(
 
 
 def rpc_combinations(
-    methods: dict[str, str | None], credentials: Callable[[str | None], Sequence[Credential]]
+    methods: dict[str, Any], credentials: Callable[[str | None], Sequence[Credential]]
 ) -> list[Combination]:
     found = []
-    for path, type_name in methods.items():
+    for path, kind in methods.items():
         scope = scope_by(RPC_RULES, path[1:])
         # An absent field is about every model.
         for model in (MODEL, OTHER, None):
-            encoded, named = rpc_message(path, type_name, model)
+            encoded, named = rpc_message(path, kind, model)
             if model is not None and not named:
                 continue
             for one in credentials(scope):
@@ -402,11 +421,11 @@ def rpc_combination(path: str, one: Credential, encoded: bytes, expected: frozen
     return Combination("POST", path, one.name, fields, body, expected)
 
 
-def rpc_message(path: str, type_name: str | None, model: str | None) -> tuple[bytes, bool]:
+def rpc_message(path: str, kind: Any, model: str | None) -> tuple[bytes, bool]:
     """A request about a model, and whether its type has a field that names one."""
-    if type_name is None:  # version 1alpha of reflection has the messages of version 1
+    if kind is None:  # version 1alpha of reflection has the messages of version 1
         return b"", False
-    request = message(type_name)()
+    request = kind()
     fields = {field.name for field in request.DESCRIPTOR.fields}
     about_models = path.rpartition("/")[2].startswith("Model")
     name = "model_name" if "model_name" in fields else "name" if about_models and "name" in fields else None
@@ -444,7 +463,7 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
 
 
 @pytest.fixture(scope="module")
-def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return known_methods(tmp_path_factory.mktemp("records"))
 
 
@@ -474,7 +493,7 @@ def check(matrix: Matrix, began: float) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("served", [("--auth",)], indirect=True)
 def test_every_route_lets_in_exactly_who_may(
-    served: Matrix, routes: Routes, methods: dict[str, str | None], keys: Keys
+    served: Matrix, routes: Routes, methods: dict[str, Any], keys: Keys
 ) -> None:
     began = time.monotonic()
     plain = plain_targets(routes)
@@ -502,7 +521,7 @@ def test_no_spelling_of_a_path_is_a_way_in(served: Matrix, routes: Routes, keys:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("served", [("--auth",)], indirect=True)
 def test_no_spelling_of_a_key_is_a_way_in(
-    served: Matrix, routes: Routes, methods: dict[str, str | None], keys: Keys
+    served: Matrix, routes: Routes, methods: dict[str, Any], keys: Keys
 ) -> None:
     began = time.monotonic()
     known = [(method, fill(pattern)) for method, pattern in routes.scopes]
@@ -520,7 +539,7 @@ def test_no_spelling_of_a_key_is_a_way_in(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("served", [("--auth",)], indirect=True)
 def test_no_protocol_reaches_what_belongs_to_another(
-    served: Matrix, routes: Routes, methods: dict[str, str | None], keys: Keys
+    served: Matrix, routes: Routes, methods: dict[str, Any], keys: Keys
 ) -> None:
     """REST routes called as gRPC, gRPC methods called as plain HTTP, and misspelled methods."""
     began = time.monotonic()
@@ -558,7 +577,7 @@ def test_no_protocol_reaches_what_belongs_to_another(
     indirect=["served"],
 )
 def test_without_keys_callers_may_do_what_the_address_allows(
-    served: Matrix, routes: Routes, methods: dict[str, str | None], anonymous: tuple[str, ...]
+    served: Matrix, routes: Routes, methods: dict[str, Any], anonymous: tuple[str, ...]
 ) -> None:
     began = time.monotonic()
     limited = len(anonymous) < len(SCOPES)

@@ -54,6 +54,10 @@ RPC_RULES = tuple(
         (r"inference\.GRPCInferenceService/\w+(Metadata|Config|Statistics|Status|Ready|Index)", "read"),
         (r"inference\.GRPCInferenceService/\w+(Load|Unload|Register|Unregister)", "manage"),
         (r"inference\.GRPCInferenceService/(LogSettings|TraceSetting)", "admin"),
+        (r"org\.pytorch\.serve\.grpc\.inference\.InferenceAPIsService/Ping", "health"),
+        (r"org\.pytorch\.serve\.grpc\.inference\.InferenceAPIsService/(Stream)?Predictions2?", "infer"),
+        (r"org\.pytorch\.serve\.grpc\.management\.ManagementAPIsService/(Describe|List)\w+", "read"),
+        (r"org\.pytorch\.serve\.grpc\.management\.ManagementAPIsService/\w+", "manage"),
     )
 )
 
@@ -64,6 +68,7 @@ LISTS = re.compile(
     r"|(GET|HEAD|DELETE|POST) /v2/jobs(/.*)?"
     r"|(GET|HEAD|POST) /v2/repository(/\{\})?/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
+    r"|org\.pytorch\.serve\.grpc\.management\.ManagementAPIsService/ListModels"
     r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )
 

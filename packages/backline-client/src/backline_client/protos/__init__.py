@@ -7,53 +7,57 @@ inference.ModelInferRequest, in the default pool.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.descriptor_pool import DescriptorPool
 
 
-#: The lock is held while the pool or a message class is created, because threads and the event loop may
-#: request the pool at the same time. There must be only one pool, because messages from different pools are
-#: not compatible.
-_making = RLock()
-_made: dict[str, Any] = {}
+class Messages:
+    """The messages of one file of compiled `.proto` files, in a descriptor pool of their own.
+
+    The pool and the classes are created on first use, because a server with only HTTP clients needs none.
+    """
+
+    def __init__(self, compiled: Path) -> None:
+        """`compiled` is a serialized FileDescriptorSet, in which files follow those that they import."""
+        self._compiled = compiled
+        #: Held while the pool or a class is created, because threads and the event loop may ask at the same
+        #: time. There must be only one pool, because messages from different pools are not compatible.
+        self._making = RLock()
+        self._pool: DescriptorPool | None = None
+        self._made: dict[str, Any] = {}
+
+    def pool(self) -> DescriptorPool:
+        """Returns the descriptor pool."""
+        with self._making:
+            if self._pool is None:
+                # Imported late, because a server with only HTTP clients needs no protobuf messages.
+                from google.protobuf import descriptor_pb2, descriptor_pool
+
+                self._pool = descriptor_pool.DescriptorPool()
+                for file in descriptor_pb2.FileDescriptorSet.FromString(self._compiled.read_bytes()).file:
+                    self._pool.Add(file)
+            return self._pool
+
+    def message(self, full_name: str) -> Any:
+        """Returns the class of the message with this full name, such as "inference.ModelInferRequest"."""
+        made = self._made.get(full_name)
+        if made is None:
+            from google.protobuf import message_factory
+
+            with self._making:
+                made = message_factory.GetMessageClass(self.pool().FindMessageTypeByName(full_name))
+                self._made[full_name] = made
+        return made
 
 
-def pool() -> DescriptorPool:
-    """Returns the descriptor pool with the files of this folder."""
-    with _making:
-        return _pool()
-
-
-@cache
-def _pool() -> DescriptorPool:
-    # Imported late, because a server with only HTTP clients needs no protobuf messages.
-    from google.protobuf import descriptor_pb2, descriptor_pool
-
-    own = descriptor_pool.DescriptorPool()
-    compiled = descriptor_pb2.FileDescriptorSet.FromString(
-        Path(__file__).with_name("descriptors.binpb").read_bytes()
-    )
-    for file in compiled.file:
-        own.Add(file)
-    return own
-
-
-def message(full_name: str) -> Any:
-    """Returns the class of the message with this full name, such as "inference.ModelInferRequest"."""
-    made = _made.get(full_name)
-    if made is None:
-        from google.protobuf import message_factory
-
-        with _making:
-            made = message_factory.GetMessageClass(_pool().FindMessageTypeByName(full_name))
-            _made[full_name] = made
-    return made
+_OWN: Final = Messages(Path(__file__).with_name("descriptors.binpb"))
+#: The messages of this folder.
+pool, message = _OWN.pool, _OWN.message
 
 
 def to_plain(value: Any) -> dict[str, Any]:

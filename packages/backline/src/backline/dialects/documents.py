@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -76,8 +77,11 @@ def read_pairs(query: bytes) -> dict[str, str]:
     return given
 
 
-def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
-    """Reads a protobuf message, given its full name, such as "inference.ModelReadyRequest".
+def read_message(
+    name: str, received: Buffer, limit: int = MAX_DOCUMENT, kinds: Callable[[str], Any] = message
+) -> Any:
+    """Reads a protobuf message, given its full name, such as "inference.ModelReadyRequest". `kinds` returns
+    the class of a message.
 
     Raises InvalidArgument if the message is malformed, and PayloadTooLarge if the message has more than
     `limit` bytes, because messages are decoded on the event loop.
@@ -89,7 +93,7 @@ def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        return message(name).FromString(received)
+        return kinds(name).FromString(received)
     except DecodeError:
         article = "an" if name[0] in "aeiou" else "a"
         raise InvalidArgument(f"the message is not {article} {name}: it is malformed or cut short") from None

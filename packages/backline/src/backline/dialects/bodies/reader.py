@@ -86,6 +86,18 @@ def read_body(
     else:
         spec = only_input(model, kind)
         given = {spec.name: of_body(spec, kind, bytes(body), model)}
+    return _fitted(model, given, parameters, rows)
+
+
+def read_parts(model: Model, parts: list[FormPart], *, stand_ins: Collection[str] = ()) -> Given:
+    """Returns what is in the parts of a form; see `read_body`."""
+    parameters: dict[str, Parameter] = {}
+    return _fitted(model, _of_form(model, parts, parameters, stand_ins), parameters)
+
+
+def _fitted(
+    model: Model, given: dict[str, Tensor], parameters: dict[str, Parameter], rows: bool = False
+) -> Given:
     check_tensors(given)
     inputs, unbatched = fitted(model, given)
     return Given(inputs, parameters, unbatched, rows)

@@ -237,17 +237,23 @@ def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int
         return
 
 
+def string_field(message: Buffer, number: int) -> str:
+    """Returns the text of a field of a message, without parsing the rest; empty if the field is missing.
+
+    Fields after the first MAX_FIELDS are ignored.
+    """
+    text = b""
+    for tag, start, end in islice(_fields(message, 0, len(message)), MAX_FIELDS):
+        if tag == number << 3 | _LENGTH_DELIMITED:
+            text = bytes(message[start:end])
+    return text.decode(errors="replace")
+
+
 def model_name(message: Buffer) -> str:
     """Returns the name of the model in a ModelInferRequest, without parsing the rest; empty if there is no
-    name.
-
-    Fields after the first MAX_FIELDS are ignored, as `split_request` refuses such a message.
+    name. `split_request` refuses messages with more than MAX_FIELDS fields.
     """
-    name = b""
-    for tag, start, end in islice(_fields(message, 0, len(message)), MAX_FIELDS):
-        if tag == _MODEL_NAME:
-            name = bytes(message[start:end])
-    return name.decode(errors="replace")
+    return string_field(message, 1)
 
 
 def first_model_name(beginning: Buffer) -> str | None:

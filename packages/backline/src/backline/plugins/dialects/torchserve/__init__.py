@@ -30,6 +30,10 @@ PLUGINS: Final = (
                 for method in ("POST", "PUT")
             ),
         ),
+        services=(
+            "org.pytorch.serve.grpc.inference.InferenceAPIsService",
+            "org.pytorch.serve.grpc.management.ManagementAPIsService",
+        ),
         page="docs/torchserve.md",
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from backline.engine.engine import Engine
-from backline.engine.model import Model
+from backline.engine.model import Model, ModelState
 from backline.workers.process.job import WorkerEnded
 from backline_client.values.errors import BacklineError, Forbidden, NotFound, Unavailable
 
@@ -80,6 +80,8 @@ class PredictionFailed(BacklineError):
         elif self.status == 500:
             self.status = 503
             message = f"Prediction failed: {message}"
+        if self.status != cause.http_status:
+            self.grpc_code = Unavailable.grpc_code  # type: ignore[misc]
         super().__init__(message)
 
 
@@ -90,15 +92,43 @@ _NAMES: Mapping[type[BacklineError], str] = {
 }
 
 
+#: The reasons of versions that are unavailable because they were unloaded, and did not fail.
+_UNLOADED: Final = ("", "unloaded")
+#: The packages of TorchServe's exceptions; those of other types are in org.pytorch.serve.http.
+_PACKAGES: Mapping[str, str] = {
+    "ModelNotFoundException": "archive.model",
+    "ModelVersionNotFoundException": "archive.model",
+    "InvalidKeyException": "archive.model",
+}
+_HTTP_PACKAGE: Final = "http"
+
+
+class RpcFailure(BacklineError):
+    """An error of a gRPC call in TorchServe's form: a second line names the type."""
+
+    def __init__(self, error: BacklineError, code: int | None = None) -> None:
+        """`code` is the gRPC status; None for the error's own."""
+        name = _kind(error)[1]
+        self.kind = f"org.pytorch.serve.{_PACKAGES.get(name, _HTTP_PACKAGE)}.{name}"
+        self.text = error.public_message
+        self.retry_after = error.retry_after
+        self.grpc_code = error.grpc_code if code is None else code  # type: ignore[misc]
+        super().__init__(f"{self.text}\n{self.kind}")
+
+
 def error_form(error: BacklineError) -> tuple[int, bytes]:
     """Returns the HTTP status of an error, and TorchServe's JSON for it."""
-    if isinstance(error, PredictionFailed):
-        status, name = error.status, _INTERNAL
-    else:
-        status, name = _TYPES.get(error.http_status, (error.http_status, _INTERNAL))
-    name = _NAMES.get(type(error), name)
+    status, name = _kind(error)
     message = error.public_message.encode(errors="replace").decode()
     return status, pretty({"code": status, "type": name, "message": message})
+
+
+def _kind(error: BacklineError) -> tuple[int, str]:
+    """Returns the HTTP status and the type of an error."""
+    if isinstance(error, PredictionFailed):
+        return error.status, _INTERNAL
+    status, name = _TYPES.get(error.http_status, (error.http_status, _INTERNAL))
+    return status, _NAMES.get(type(error), name)
 
 
 def pretty(document: Any) -> bytes:
@@ -106,9 +136,21 @@ def pretty(document: Any) -> bytes:
     return msgspec.json.format(_encode(document), indent=2) + b"\n"
 
 
+def is_registered(engine: Engine, name: str) -> bool:
+    """Returns whether a model has a version that has not been unloaded."""
+    return engine.is_known(name) and not all(map(_is_gone, engine.versions(name)))
+
+
+def _is_gone(model: Model) -> bool:
+    ended = model.state is ModelState.UNAVAILABLE and model.reason in _UNLOADED
+    return ended or model.state is ModelState.UNLOADING
+
+
 def check_known(engine: Engine, name: str, version: str = "") -> None:
-    """Raises ModelNotFound or ModelVersionNotFound for a model or version that the server does not know."""
-    if not engine.is_known(name):
+    """Raises ModelNotFound or ModelVersionNotFound for a model or version that the server does not know, or
+    has unloaded.
+    """
+    if not (is_registered(engine, name) or (engine.is_stopping and engine.is_known(name))):
         raise ModelNotFound(f"Model not found: {name}")
     if version:
         try:
@@ -121,11 +163,13 @@ def find_ready(engine: Engine, name: str, version: str) -> Model:
     """Returns a version that can respond. Raises what `check_known` raises, and NoWorker if the version is
     not ready.
     """
-    check_known(engine, name, version)
     try:
         return engine.find_ready(name, version)
-    except Unavailable as error:
-        raise no_worker(name, error) from None
+    except BacklineError as error:
+        check_known(engine, name, version)
+        if isinstance(error, Unavailable):
+            raise no_worker(name, error) from None
+        raise
 
 
 def no_worker(model: str, error: Unavailable) -> NoWorker:

@@ -72,9 +72,13 @@ def _fail(request: HttpRequest, error: BacklineError) -> None:
 
 
 def _fail_archive(request: HttpRequest, error: BacklineError) -> None:
-    """Responds with an error of a request to an archive, whose handler chooses statuses itself."""
+    respond_error(request, of_archive(error))
+
+
+def of_archive(error: BacklineError) -> BacklineError:
+    """Returns the error of a request to an archive, whose handler chooses statuses itself."""
     kept = isinstance(error, (Unavailable, DeadlineExceeded, Cancelled))
-    respond_error(request, error if kept else PredictionFailed(error))
+    return error if kept else PredictionFailed(error)
 
 
 class _Takes(NamedTuple):

@@ -36,6 +36,8 @@ STAND_INS: Final = (BODY, "body")
 #: The parameters that a handler sees besides header fields: whether to explain the prediction or to describe
 #: the model. The first one also tells an archive that the body is one of TorchServe's.
 EXPLAIN, DESCRIBE = "explain", "describe"
+#: The parameter that tells an archive that the body is the fields of a row, in MessagePack.
+FIELDS: Final = ":fields"
 #: The parameter of a response in which an archive says its HTTP status.
 STATUS: Final = ":status"
 #: Header fields that handlers do not see, because they are the caller's credentials.

@@ -1,8 +1,8 @@
-"""TorchServe's APIs on the server's ports."""
+"""TorchServe's APIs over REST and gRPC."""
 
 from __future__ import annotations
 
-from backline.dialects.plugin import Dialect
+from backline.dialects.plugin import Dialect, Methods
 from backline.dialects.router import Router
 from backline.plugins.dialects.torchserve.description import add_description
 from backline.plugins.dialects.torchserve.inference import InferenceService
@@ -16,3 +16,9 @@ class TorchServeDialect(Dialect):
         InferenceService(self.context).add_routes(router)
         ManagementService(self.context).add_routes(router)
         add_description(router)
+
+    def methods(self) -> Methods:
+        # Imported late, because protobuf is large and most clients use REST.
+        from backline.plugins.dialects.torchserve.rpc import RpcService
+
+        return RpcService(self.context).methods()

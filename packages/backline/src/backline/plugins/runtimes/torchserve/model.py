@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import msgspec
 import numpy as np
 
 from backline.dialects.bodies.multipart import MAX_PARTS, media_type, read_multipart
@@ -91,8 +92,9 @@ class ArchiveSettings:
 
 
 INPUT, OUTPUT = "data", "output"
-#: The parameter that every request over TorchServe's own APIs has; see `_row`.
-EXPLAIN = "explain"
+#: The parameter that every request over TorchServe's REST APIs has (see `_row`), and that over gRPC (see
+#: `_row_of_fields`).
+EXPLAIN, FIELDS = "explain", ":fields"
 #: The parameter of a response with the HTTP status that the handler has set.
 STATUS = ":status"
 _BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_detector", "text_classifier")
@@ -258,10 +260,13 @@ class TorchServeModel:
         ids: dict[int, str] = {}
         for request in requests:
             header = {name: str(value) for name, value in request.parameters.items()}
+            as_fields = header.pop(FIELDS, None) is not None
             count = request.rows if self._batched else 1
             for row in range(count):
                 ids[len(rows)] = request.id or str(request.number)
-                if EXPLAIN in header:
+                if as_fields:
+                    rows.append(_row_of_fields(request.inputs[INPUT].data.reshape(-1)[row]))
+                elif EXPLAIN in header:
                     rows.append(_row(request.inputs[INPUT].data.reshape(-1)[row], header))
                 else:
                     rows.append(
@@ -321,7 +326,7 @@ class TorchServeModel:
     def _complete(
         self, request: WorkerRequest, answers: Sequence[Any], processors: Sequence[RequestProcessor]
     ) -> None:
-        plain = EXPLAIN in request.parameters
+        plain = _is_of_torchserve(request)
         encoded = [_encoded(answer, indent=2 if plain else None) for answer in answers]
         parameters = dict(processors[0].get_response_headers())
         for content, processor in zip(encoded, processors, strict=True):
@@ -344,7 +349,7 @@ class TorchServeModel:
         """
         if request.cancelled:
             raise Cancelled("the request was cancelled")
-        indent = 2 if EXPLAIN in request.parameters else None
+        indent = 2 if _is_of_torchserve(request) else None
         request.send([self._tensor([_encoded(answer, indent=indent)])])
 
     def _tensor(self, encoded: Sequence[bytes]) -> Tensor:
@@ -379,6 +384,20 @@ def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
         return value.decode() if kind.startswith("text/") else value
     except ValueError as error:
         raise InvalidArgument(f"input '{INPUT}' is not {kind}: {error}") from None
+
+
+def _is_of_torchserve(request: WorkerRequest) -> bool:
+    """Returns whether a request came over one of TorchServe's APIs."""
+    return EXPLAIN in request.parameters or FIELDS in request.parameters
+
+
+def _row_of_fields(body: bytes) -> dict[str, Any]:
+    """Returns the row that a gRPC client sent, field by field. Raises InvalidArgument if it is malformed."""
+    try:
+        fields = msgspec.msgpack.decode(body, type=dict[str, bytes])
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"the fields of the row are malformed: {error}") from None
+    return {name: bytearray(value) for name, value in fields.items()}
 
 
 def _row(body: bytes, header: Mapping[str, str]) -> dict[str, Any]:
