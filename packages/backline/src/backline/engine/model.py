@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -180,6 +180,8 @@ class Model:
     progress: LoadProgress | None = None
     #: The files with example inputs from the model's folder; empty before the first load.
     examples: tuple[Path, ...] = ()
+    #: Returns the ids of the worker processes that hold the version; none for a version in this process.
+    worker_pids: Callable[[], Sequence[int]] = tuple
     #: The memory of the model in bytes, measured or else estimated when it was loaded; 0 if it is not loaded.
     memory_bytes: int = 0
 

@@ -258,6 +258,7 @@ class Servable(ShownVersion):
         model.max_batch_size = loaded.max_batch_size
         self._show_memory(warm.memory)
         model.placement = maker.placement(loaded, instances)
+        model.worker_pids = lambda: self.pids
         model.decoupled = loaded.decoupled
         model.reads_parameters = loaded.reads_parameters
         self._tell(loaded)

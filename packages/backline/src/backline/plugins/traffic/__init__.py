@@ -18,6 +18,7 @@ PLUGINS: Final = (
             "DELETE /v2/routes/{}",
             "GET /v2/routes/{}/history",
             "POST /v2/routes/{}/rollback",
+            "POST /v2/routes/{}/rollout",
             "POST /v2/models/{}/feedback",
         ),
         page="docs/traffic.md",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -16,7 +17,7 @@ from backline.cli.command import CommandGroup, run
 from backline.cli.connection import connection_options
 from backline.cli.options import json_option
 from backline.cli.table import print_table
-from backline.plugins.traffic.route import Bandit, Route, Shadow, check_route, targets_of
+from backline.plugins.traffic.route import Bandit, Rollout, Route, Shadow, check_route, targets_of
 from backline.plugins.traffic.routes import read_routes
 from backline_client.client.aio import AsyncClient
 from backline_client.client.control import USER_HEADER, user_name
@@ -39,6 +40,20 @@ Examples:
   backline traffic split notes basic_pitch=1 crepe=1 --sticky header:x-user
 
 Weights need not add up to 100. Options that are not given, and the rules of the route, stay as they are."""
+
+_ROLLOUT_EPILOG = """\b
+Examples:
+  backline traffic rollout basic_pitch 5 --guard "errors<1%, p99<1.3x, distance<0.02"
+  backline traffic rollout basic_pitch 5 --guard "errors<0.1%" --steps 1,10,50 --bake 600 --wait
+
+Clauses of a guard, each for the new version:
+  errors<1%      the share of requests that fail
+  distance<0.02  the mean distance of outputs from the base's, on copies
+  p99<1.3x       the 99th percentile of the latency, as a multiple of the base's; any percentile
+  memory<1.5x    the memory of a worker process, as a multiple of that at the start"""
+
+#: Seconds between two looks at a rollout.
+_LOOK_SECONDS = 1.0
 
 expect_option = click.option(
     "--expect",
@@ -151,6 +166,8 @@ def _print_rules(document: dict[str, Any]) -> None:
             if one["mean_reward"] is not None
         )
         print(printable(f"{name}: {route.bandit.policy} by rewards: {means or 'none yet'}"))
+    if document["rollout"] is not None:
+        print(printable(f"{name}: {_progress(document)}"))
     if document["shadow"] is not None:
         print(printable(f"{name}: {_copies(document['shadow'])}"))
     if route.fallback:
@@ -276,9 +293,102 @@ def promote(
                 f"'{target}' is not a target of route '{name}'; its targets: {', '.join(targets_of(route))}."
                 f" To send requests elsewhere: backline traffic split {name} {target}=1"
             )
-        return msgspec.structs.replace(route, targets={target: 1.0}, rules=[])
+        return msgspec.structs.replace(route, targets={target: 1.0}, rules=[], rollout=None)
 
     _print_change(name, _with(url, options, lambda one: _put(one, name, changed, expect)), as_json)
+
+
+@command.command("rollout", epilog=_ROLLOUT_EPILOG)
+@click.argument("name")
+@click.argument("version", metavar="VERSION|TARGET")
+@click.option("--guard", required=True, help="What the new version must keep to.")
+@click.option("--steps", default="0,1,5,25,50", show_default=True, help="Its shares, in percent.")
+@click.option(
+    "--bake", type=float, default=60.0, show_default=True, help="Seconds that a step lasts at least."
+)
+@click.option(
+    "--requests", type=int, default=100, show_default=True, help="Requests or copies that a step needs."
+)
+@click.option(
+    "--mirror", type=float, default=1.0, show_default=True, help="The share of the other requests to copy."
+)
+@click.option("--wait", is_flag=True, help="Show the progress, and fail if the guard is broken.")
+@expect_option
+@json_option()
+@connection_options
+def rollout(
+    url: str,
+    options: ClientOptions,
+    name: str,
+    version: str,
+    guard: str,
+    steps: str,
+    bake: float,
+    requests: int,
+    mirror: float,
+    wait: bool,
+    expect: int | None,
+    as_json: bool,
+) -> None:
+    """Raise the share of a new version step by step, as long as it keeps to a guard.
+
+    NAME is a model or a route. If the guard is broken, the new version gets no further requests, the route
+    returns to what it was, and its history says why.
+    """
+    to = version if "@" in version else f"{name}@{version}"
+    asked = Rollout(to, guard, _percentages(steps), bake, requests, mirror)
+
+    async def begin(server: _Server) -> Any:
+        document = {"rollout": msgspec.to_builtins(asked), "expected": expect}
+        change = await server.ask("POST", name, "/rollout", document)
+        if not wait:
+            return change
+        return await _awaited(server, name, change["revision"], quiet=as_json)
+
+    change = _with(url, options, begin)
+    if as_json:
+        print(json.dumps(change))
+    elif not wait:
+        print(printable(f"{name}: revision {change['revision']}: {to} begins at {asked.steps[0]:g} %"))
+    else:
+        print(printable(f"{name}: {change['action']}: {change.get('detail', '')}"))
+    if wait and change["action"] != "promote":
+        raise SystemExit(1)
+
+
+async def _awaited(server: _Server, name: str, begun: int, *, quiet: bool) -> Any:
+    """Returns the change that ends a rollout, which began with the revision `begun`."""
+    shown = ""
+    while True:
+        document = await server.ask("GET", name)
+        if document["revision"] != begun:
+            changes = (await server.ask("GET", name, "/history"))["changes"]
+            return next(change for change in reversed(changes) if change["revision"] > begun)
+        told = _progress(document)
+        if not quiet and told != shown:
+            print(printable(f"{name}: {told}"), flush=True)
+        shown = told
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _progress(document: dict[str, Any]) -> str:
+    course = document["rollout"]
+    if course is None:
+        return "the rollout has ended"
+    steps = len(document["route"]["rollout"]["steps"])
+    evidence = ", ".join(f"{clause} {100 * share:.0f} %" for clause, share in course["evidence"].items())
+    against = f"; evidence against {evidence}" if evidence else ""
+    return (
+        f"rollout of {course['to']}: step {course['step'] + 1} of {steps}, {100 * course['share']:g} %, for"
+        f" {course['seconds']:.0f} s, {course['seen']} requests and copies{against}"
+    )
+
+
+def _percentages(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is not a list of percentages, such as 0,1,5,25,50") from None
 
 
 @command.command("rollback")
@@ -344,6 +454,9 @@ def history(url: str, options: ClientOptions, name: str, as_json: bool) -> None:
         action = f"{change['action']} {restored}".strip()
         rows.append((str(change["revision"]), when, action, told or "-", change["who"]))
     print_table(("revision", "time", "action", "weights", "who"), rows)
+    for change in changes:
+        if change.get("detail"):
+            print(printable(f"revision {change['revision']}: {change['detail']}"))
 
 
 async def _put(

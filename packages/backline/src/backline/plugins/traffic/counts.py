@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Final
 
@@ -173,37 +173,44 @@ class ShadowCounts:
 class Outcome(Listener):
     """Counts how a request ends."""
 
-    __slots__ = ("_began", "_counts")
+    __slots__ = ("_began", "_target")
 
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-        counts.began()
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        target.counts.began()
         self._began = monotonic_ns()
 
     def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        seconds = (monotonic_ns() - self._began) / 1e9
         if error is None:
-            self._counts.answered((monotonic_ns() - self._began) / 1e9)
+            self._target.counts.answered(seconds)
         else:
-            self._counts.failed(error)
+            self._target.counts.failed(error)
+        if self._target.observe is not None:
+            self._target.observe(ticket, seconds, error)
 
     def refused(self, ticket: Ticket, error: BacklineError) -> None:
-        self._counts.failed(error)
+        self._target.counts.failed(error)
+        if self._target.observe is not None:
+            self._target.observe(ticket, 0.0, error)
 
 
 class Target:
     """A target of a route: the model and version that it names, and its counts."""
 
-    __slots__ = ("_sent", "counts", "model", "name", "version")
+    __slots__ = ("_sent", "counts", "model", "name", "observe", "version")
 
     def __init__(self, name: str, counts: Counts, sent: Sent) -> None:
         self.name = name
         self.model, self.version = split_target(name)
         self.counts = counts
+        #: Called with each request that has ended, the seconds that it took, and its error.
+        self.observe: Callable[[Ticket, float, BacklineError | None], None] | None = None
         self._sent = sent
 
     def follow(self, ticket: Ticket) -> None:
         """Counts a request that goes to this target now, and remembers it for feedback."""
-        ticket.listen(Outcome(self.counts))
+        ticket.listen(Outcome(self))
         id = ticket.request.id
         if id:
             self._sent.keep(id, ticket.identity, self.name)

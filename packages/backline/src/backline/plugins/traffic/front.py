@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import random
 
 from msgspec.structs import replace
@@ -13,8 +14,10 @@ from backline.plugins.traffic.bandit import Chooser
 from backline.plugins.traffic.counts import Counters, Target
 from backline.plugins.traffic.fallback import FallbackRun
 from backline.plugins.traffic.feedback import Sent
+from backline.plugins.traffic.guard import Violation
 from backline.plugins.traffic.policy import Policy
-from backline.plugins.traffic.route import Route, Source, shadow_of, targets_of
+from backline.plugins.traffic.rollout import RolloutRun
+from backline.plugins.traffic.route import Rollout, Route, Source, copies_of, targets_of
 from backline.plugins.traffic.shadow import Mirror
 from backline_client.values.messages import InferRequest
 
@@ -25,7 +28,18 @@ _MOST_SEQUENCES = 65_536
 class RouteFront:
     """Serves the requests for a route. A change of the route applies to all requests that follow."""
 
-    def __init__(self, name: str, route: Route, engine: Engine, counters: Counters) -> None:
+    def __init__(
+        self,
+        name: str,
+        route: Route,
+        engine: Engine,
+        counters: Counters,
+        end_rollout: Callable[[Rollout, Violation | None], None] = lambda *_: None,
+    ) -> None:
+        """`end_rollout` is called when a rollout of the route ends, with the violation of its guard if there is
+        one.
+        """
+        self._end_rollout = end_rollout
         self._name = name
         self._engine = engine
         self._counters = counters
@@ -34,6 +48,8 @@ class RouteFront:
         #: The requests to which clients may give feedback.
         self.sent = Sent()
         self.mirror: Mirror | None = None
+        #: The rollout in progress.
+        self.run: RolloutRun | None = None
         self.change(route)
 
     def change(self, route: Route) -> None:
@@ -53,12 +69,30 @@ class RouteFront:
         ]
         self._fallback = [self.by_name[name] for name in route.fallback]
         self._timeout = route.timeout_ms / 1e3
-        self._counters.forget(self._name, [*names, *shadow_of(route)])
-        if route.shadow is None:
+        copies = copies_of(route)
+        self._counters.forget(self._name, names if copies is None else [*names, copies.to])
+        if copies is None:
             self.mirror = None
-        elif self.mirror is None or self.mirror.shadow != route.shadow:
-            counts = self._counters.of_shadow(self._name, route.shadow.to)
-            self.mirror = Mirror(self._engine, route.shadow, counts)
+        elif self.mirror is None or self.mirror.shadow != copies:
+            counts = self._counters.of_shadow(self._name, copies.to)
+            self.mirror = Mirror(self._engine, copies, counts)
+        self._roll(route.rollout)
+
+    def _roll(self, rollout: Rollout | None) -> None:
+        """Begins a rollout, unless it is the one in progress, which continues."""
+        if self.run is not None and self.run.rollout != rollout:
+            self.run.close()
+            self.run = None
+        if self.mirror is not None:
+            self.mirror.observe = None
+        if rollout is None:
+            return
+        if self.run is None:
+            self.run = RolloutRun(rollout, self._engine, partial(self._end_rollout, rollout))
+        for target in self.by_name.values():
+            target.observe = self.run.served if target.name == rollout.to else self.run.based
+        if self.mirror is not None:
+            self.mirror.observe = self.run.copied
 
     def reward(self, target: str, reward: float) -> None:
         """Counts a reward. Has no effect if the route no longer has the target."""
@@ -69,6 +103,7 @@ class RouteFront:
                 self._bandit.rewarded()
 
     def close(self) -> None:
+        self._roll(None)
         self._counters.forget(self._name)
 
     def take(self, ticket: Ticket) -> bool:
@@ -77,8 +112,12 @@ class RouteFront:
         target = self._target(ticket, request)
         if self.mirror is not None and self.mirror.shadow.to != target.name:
             self.mirror.follow(ticket, request)
-        if self._fallback and request.sequence is None:
-            further = [one for one in self._fallback if one is not target]
+        fallback = self._fallback
+        if self.run is not None and target.name == self.run.rollout.to:
+            # Clients must not meet the errors of the new version.
+            fallback = [self.by_name[self.policy.by_weight(random())], *fallback]
+        if fallback and request.sequence is None:
+            further = [one for one in dict.fromkeys(fallback) if one is not target]
             FallbackRun(self._engine.submit, ticket, [target, *further], self._timeout).start()
             return True
         ticket.request = replace(request, model_name=target.model, model_version=target.version)
@@ -88,7 +127,7 @@ class RouteFront:
     def _target(self, ticket: Ticket, request: InferRequest) -> Target:
         if request.sequence is not None:
             target = self._of_sequence(ticket, request)
-        elif self.policy.plain and self._bandit is None:
+        elif self.policy.plain and self._bandit is None and self.run is None:
             target = self.by_name[self.policy.by_weight(random())]
         else:
             target = self.by_name[self._chosen(ticket)]
@@ -99,10 +138,18 @@ class RouteFront:
         return target
 
     def _chosen(self, ticket: Ticket) -> str:
+        def read(source: Source) -> str | None:
+            return _value(ticket, source)
+
+        ruled = self.policy.by_rule(read)
+        if ruled is not None:
+            return ruled
+        run = None if ticket.request.sequence is not None else self.run
+        if run is not None and self.policy.in_share(read, run.share, random()):
+            return run.rollout.to
         if self._bandit is not None:
-            ruled = self.policy.by_rule(lambda source: _value(ticket, source))
-            return self._bandit.choose() if ruled is None else ruled
-        return self.policy.choose(lambda source: _value(ticket, source), random())
+            return self._bandit.choose()
+        return self.policy.without_rules(read, random())
 
     def _of_sequence(self, ticket: Ticket, request: InferRequest) -> Target:
         """Returns the target of a sequence: that of its first request, as long as the route has it."""

@@ -49,8 +49,10 @@ class Policy:
     def choose(self, read: Read, point: float) -> str:
         """Returns a target. `point` is a random number from 0 (included) to 1 (excluded)."""
         ruled = self.by_rule(read)
-        if ruled is not None:
-            return ruled
+        return self.without_rules(read, point) if ruled is None else ruled
+
+    def without_rules(self, read: Read, point: float) -> str:
+        """Returns the target of a request to which no rule applies; see `choose`."""
         if self.sticky is not None:
             key = read(self.sticky)
             if key is not None:
@@ -70,6 +72,15 @@ class Policy:
     def by_weight(self, point: float) -> str:
         """Returns the target at `point`, a random number from 0 (included) to 1 (excluded)."""
         return self._targets[bisect_right(self._bounds, point * self._total, 0, len(self._targets) - 1)]
+
+    def in_share(self, read: Read, share: float, point: float) -> bool:
+        """Returns whether a request is in a share (from 0 to 1) of the requests or, if the route is sticky,
+        of the keys. A key that is in a share is in all larger ones.
+        """
+        key = None if self.sticky is None else read(self.sticky)
+        if key is not None:
+            point = (_mixed(_digest(key)) >> 12) / 2**52
+        return point < share
 
     def by_key(self, key: str) -> str:
         """Returns the target of all requests with this key. When weights change, only as many keys move as

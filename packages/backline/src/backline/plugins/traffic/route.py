@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Final, Literal
 
 from msgspec import Struct
 
+from backline.plugins.traffic.guard import parse_guard
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.names import fault_in_name
 
@@ -15,6 +17,9 @@ MOST_TARGETS: Final = 32
 MOST_RULES: Final = 64
 MOST_VALUES: Final = 256
 MOST_COPIES: Final = 256
+MOST_STEPS: Final = 32
+_LONGEST_BAKE = 30 * 24 * 3600
+_MOST_REQUESTS = 1_000_000
 _LONGEST_VALUE = 256
 _LONGEST_TIMEOUT_MS = 3_600_000
 #: Header fields that hold secrets, which must not be written into a route or shown with it.
@@ -49,6 +54,24 @@ class Bandit(Struct, frozen=True, forbid_unknown_fields=True):
     epsilon: float = 0.1
 
 
+class Rollout(Struct, frozen=True, forbid_unknown_fields=True):
+    """Raises the share of the target `to` step by step, in place of the route's other targets, as long as
+    it keeps to the `guard`.
+
+    `steps` are shares in percent; at 0, the target gets only copies. A step lasts at least `bake_seconds`, and
+    until the target has had `requests` requests or copies. `mirror` is the share of the other requests of
+    which it gets copies, at most `max_in_flight` at a time.
+    """
+
+    to: str
+    guard: str
+    steps: list[float] = [0.0, 1.0, 5.0, 25.0, 50.0]
+    bake_seconds: float = 60.0
+    requests: int = 100
+    mirror: float = 1.0
+    max_in_flight: int = 4
+
+
 class Route(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the requests for one name are spread.
 
@@ -64,6 +87,7 @@ class Route(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     timeout_ms: float = 0.0
     shadow: Shadow | None = None
     bandit: Bandit | None = None
+    rollout: Rollout | None = None
 
 
 class Source(Struct, frozen=True):
@@ -113,7 +137,16 @@ def split_target(target: str) -> tuple[str, str]:
 def targets_of(route: Route) -> list[str]:
     """Returns all targets of a route, those with the largest weights first, each once."""
     weighted = sorted(route.targets, key=lambda one: -route.targets[one])
-    return list(dict.fromkeys((*weighted, *(rule.to for rule in route.rules), *route.fallback)))
+    new = [] if route.rollout is None else [route.rollout.to]
+    return list(dict.fromkeys((*weighted, *(rule.to for rule in route.rules), *route.fallback, *new)))
+
+
+def copies_of(route: Route) -> Shadow | None:
+    """Returns what copies a route makes, for a shadow or for a rollout."""
+    rollout = route.rollout
+    if rollout is None:
+        return route.shadow
+    return Shadow(rollout.to, rollout.mirror, rollout.max_in_flight) if rollout.mirror else None
 
 
 def shadow_of(route: Route) -> list[str]:
@@ -153,12 +186,9 @@ def _check(route: Route) -> None:
     if route.timeout_ms and not route.fallback:
         raise InvalidArgument("timeout_ms needs a fallback, to which requests go after that time")
     if route.shadow is not None:
-        if not 0 < route.shadow.share <= 1:  # also false for NaN
-            raise InvalidArgument(f"shadow: share is {route.shadow.share}: expected above 0, at most 1")
-        if not 1 <= route.shadow.max_in_flight <= MOST_COPIES:
-            raise InvalidArgument(
-                f"shadow: max_in_flight is {route.shadow.max_in_flight}: expected 1 to {MOST_COPIES}"
-            )
+        _check_shadow("shadow: ", route.shadow)
+    if route.rollout is not None:
+        _check_rollout(route, route.rollout)
     if route.bandit is not None:
         if route.sticky:
             raise InvalidArgument("a route has either 'sticky' or 'bandit', because both choose the target")
@@ -169,6 +199,34 @@ def _check(route: Route) -> None:
             _check_rule(rule)
         except InvalidArgument as error:
             raise InvalidArgument(f"rule {number}: {error.message}") from None
+
+
+def _check_shadow(where: str, shadow: Shadow) -> None:
+    if not 0 < shadow.share <= 1:  # also false for NaN
+        raise InvalidArgument(f"{where}share is {shadow.share}: expected above 0, at most 1")
+    if not 1 <= shadow.max_in_flight <= MOST_COPIES:
+        raise InvalidArgument(f"{where}max_in_flight is {shadow.max_in_flight}: expected 1 to {MOST_COPIES}")
+
+
+def _check_rollout(route: Route, rollout: Rollout) -> None:
+    clauses = parse_guard(rollout.guard)
+    if rollout.to in route.targets:
+        raise InvalidArgument(f"rollout: '{rollout.to}' is among the targets already")
+    if route.shadow is not None or route.bandit is not None:
+        raise InvalidArgument("a route has only one of 'shadow', 'bandit' and 'rollout'")
+    _check_count("steps", len(rollout.steps), MOST_STEPS)
+    rising = all(one < other for one, other in pairwise(rollout.steps))
+    if not rollout.steps or not rising or rollout.steps[0] < 0 or rollout.steps[-1] > 100:
+        raise InvalidArgument("rollout: steps are percentages from 0 to 100, each above the one before")
+    if rollout.mirror:
+        _check_shadow("rollout: ", Shadow(rollout.to, rollout.mirror, rollout.max_in_flight))
+    elif not rollout.steps[0] or any(clause.metric == "distance" for clause in clauses):
+        raise InvalidArgument("rollout: the distance of outputs, and the step 0, need copies: set mirror")
+    if not 0 <= rollout.bake_seconds <= _LONGEST_BAKE or not 1 <= rollout.requests <= _MOST_REQUESTS:
+        raise InvalidArgument(
+            f"rollout: expected bake_seconds from 0 to {_LONGEST_BAKE}, and requests from 1 to"
+            f" {_MOST_REQUESTS}"
+        )
 
 
 def _check_rule(rule: Rule) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from backline.engine.engine import Engine
 from backline.lifecycle.labels.document import Edition, FileDocument, Replaced
 from backline.plugins.traffic.counts import Counters
 from backline.plugins.traffic.front import RouteFront
+from backline.plugins.traffic.guard import Violation
 from backline.plugins.traffic.route import (
+    Rollout,
     Route,
     check_cycles,
     check_route,
@@ -23,9 +28,14 @@ from backline.plugins.traffic.route import (
     split_target,
     targets_of,
 )
+from backline_client.values.control import Attempt
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 
+log = logging.getLogger(__name__)
+
 PLUGIN: Final = "routes"
+#: Who changes a route at the end of a rollout.
+GUARD: Final = "guard"
 _STORED: Final = "routes.json"
 _DECLARED: Final = "routes.toml"
 _FORMAT: Final = 1
@@ -37,7 +47,7 @@ _ATTEMPTS = 8
 
 class RouteChange(Struct, frozen=True, omit_defaults=True):
     """A change of a route. `route` is None if the change removed what requests had set. `restored` is the
-    revision to which a rollback returned; -1 for other changes.
+    revision to which a rollback returned; -1 for other changes. `detail` says why a guard has changed it.
     """
 
     revision: int
@@ -46,6 +56,7 @@ class RouteChange(Struct, frozen=True, omit_defaults=True):
     action: str
     route: Route | None = None
     restored: int = -1
+    detail: str = ""
 
 
 class _Contents(Struct, forbid_unknown_fields=True):
@@ -67,6 +78,8 @@ class Routes:
         self._document = document
         self._counters = Counters(engine.custom_metrics)
         self._lock = asyncio.Lock()
+        #: Strong references to the tasks, because the event loop keeps only weak references.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._fronts: dict[str, RouteFront] = {}
         self._edition = Edition(None, "") if document is None else document.read()
         self._contents = _Contents() if document is None else _decode(self._edition.data, document.where)
@@ -111,7 +124,9 @@ class Routes:
 
     # changing
 
-    async def put(self, name: str, route: Route, who: str, expected: int | None) -> RouteChange:
+    async def put(
+        self, name: str, route: Route, who: str, expected: int | None, action: str = "set"
+    ) -> RouteChange:
         """Sets a route, which applies to all requests from then on.
 
         Raises InvalidArgument if the route is not valid, names a model or version that the engine does not
@@ -124,7 +139,7 @@ class Routes:
             except BacklineError as error:
                 raise InvalidArgument(f"route '{name}': target '{target}': {error.message}") from None
         return await self._change(
-            name, expected, lambda changes: RouteChange(_next(changes), time.time(), who, "set", route)
+            name, expected, lambda changes: RouteChange(_next(changes), time.time(), who, action, route)
         )
 
     async def remove(self, name: str, who: str, expected: int | None) -> RouteChange:
@@ -157,21 +172,74 @@ class Routes:
             now = changes[-1].restored if changes[-1].restored >= 0 else changes[-1].revision
             for change in reversed(changes):
                 if change.revision < now and change.restored < 0:
-                    return change
+                    # Going back to the time of a rollout must not begin it again.
+                    route = change.route and replace(change.route, rollout=None)
+                    return replace(change, route=route)
             if now > 0 and name in self._declared:
                 return RouteChange(0, 0.0, "", "declared")
         raise InvalidArgument(f"route '{name[:255]}' has no earlier state to which it could return")
 
     async def rollback(self, name: str, who: str, expected: int | None) -> RouteChange:
-        """Returns a route to its state before the last change; again, to the state before that. Raises the
-        errors of `earlier`, and InvalidArgument as `put` for `expected`.
+        """Returns a route to its state before the last change; again, to the state before that. Ends a rollout
+        in progress. Raises the errors of `earlier`, and InvalidArgument as `put` for `expected`.
         """
 
         def restored(changes: Sequence[RouteChange]) -> RouteChange:
+            now = self._in_force(self._contents).get(name)
+            if now is not None and now.rollout is not None:
+                now = replace(now, rollout=None)
+                return RouteChange(_next(changes), time.time(), who, "rollback", now)
             back = self._earlier(name, changes)
             return RouteChange(_next(changes), time.time(), who, "rollback", back.route, back.revision)
 
         return await self._change(name, expected, restored)
+
+    async def roll_out(self, name: str, rollout: Rollout, who: str, expected: int | None) -> RouteChange:
+        """Begins a rollout on a route. For a model without a route, first makes one for the version that
+        serves its requests now. Raises the errors of `put`, and NotFound if there is neither.
+        """
+        known = self._fronts.get(name)
+        if known is not None:
+            route = self.route(name)
+        else:
+            model = self._engine.find_ready(name)
+            route = Route({f"{name}@{model.version}": 1.0})
+        route = replace(route, rollout=rollout)
+        return await self.put(name, route, who, expected, "rollout")
+
+    def _rolled(self, name: str, rollout: Rollout, violation: Violation | None) -> None:
+        """Called when a rollout has ended: rolls back or promotes, and says so."""
+        if violation is None:
+            action, detail = "promote", f"'{rollout.to}' has kept to the guard '{rollout.guard}'"
+            log.info("the rollout of route '%s' is complete: %s", name, detail)
+        else:
+            shown = f" (requests {', '.join(violation.requests)})" if violation.requests else ""
+            action = "guard"
+            detail = f"'{rollout.to}' has broken '{violation.clause}': {violation.reason}{shown}"
+            log.warning("the rollout of route '%s' was rolled back: %s", name, detail)
+        task = asyncio.get_running_loop().create_task(self._conclude(name, rollout, action, detail))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _conclude(self, name: str, rollout: Rollout, action: str, detail: str) -> None:
+        def concluded(changes: Sequence[RouteChange]) -> RouteChange:
+            route = self.route(name)
+            if route.rollout != rollout:
+                raise InvalidArgument(f"route '{name}' was changed before its rollout ended")
+            route = replace(route, rollout=None)
+            if action == "promote":
+                route = replace(route, targets={rollout.to: 1.0})
+            return RouteChange(_next(changes), time.time(), GUARD, action, route, detail=detail)
+
+        outcome: Literal["done", "failed"] = "done"
+        try:
+            await self._change(name, None, concluded)
+        except BacklineError as error:  # the new version gets no requests any more in any case
+            log.error("the end of the rollout of route '%s' could not be stored: %s", name, error.message)
+            outcome, detail = "failed", f"{detail}; not stored: {error.message}"
+        if self._engine.control is not None:
+            route = f"{action} of route '{name}'"
+            self._engine.control.note(Attempt(time.time(), outcome, route, GUARD, model=name, detail=detail))
 
     async def _change(
         self, name: str, expected: int | None, make: Callable[[Sequence[RouteChange]], RouteChange]
@@ -222,7 +290,9 @@ class Routes:
                 del self._fronts[name], self._engine.fronts[name]
                 front.close()
         elif front is None:
-            self._fronts[name] = RouteFront(name, route, self._engine, self._counters)
+            self._fronts[name] = RouteFront(
+                name, route, self._engine, self._counters, partial(self._rolled, name)
+            )
             self._engine.fronts[name] = self._fronts[name]
         else:
             front.change(route)

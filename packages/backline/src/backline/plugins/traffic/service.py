@@ -16,7 +16,8 @@ from backline.dialects.open_inference.repository import who_asks
 from backline.dialects.plugin import Dialect, DialectContext
 from backline.dialects.router import Router
 from backline.plugins.traffic.counts import Target
-from backline.plugins.traffic.route import Route, shadow_of, split_target, targets_of
+from backline.plugins.traffic.rollout import RolloutRun
+from backline.plugins.traffic.route import Rollout, Route, shadow_of, split_target, targets_of
 from backline.plugins.traffic.routes import RouteChange, Routes, open_routes
 from backline.plugins.traffic.shadow import Mirror
 from backline.wire.application import HttpRequest
@@ -27,6 +28,13 @@ class PutDocument(Struct, forbid_unknown_fields=True):
     """A route to set. `expected` is the revision that it must have now; None sets it in any case."""
 
     route: Route
+    expected: int | None = None
+
+
+class RolloutDocument(Struct, forbid_unknown_fields=True):
+    """A rollout to begin. `expected` is as in PutDocument."""
+
+    rollout: Rollout
     expected: int | None = None
 
 
@@ -58,6 +66,7 @@ class RouteDialect(Dialect):
         add(Scope.MANAGE, "DELETE", "/v2/routes/{}", self._remove)
         add(Scope.READ, "GET", "/v2/routes/{}/history", self._history)
         add(Scope.MANAGE, "POST", "/v2/routes/{}/rollback", self._rollback)
+        add(Scope.MANAGE, "POST", "/v2/routes/{}/rollout", self._roll_out)
         router.add(Scope.INFER, "POST", "/v2/models/{}/feedback", self._feedback)
 
     def _list(self, request: HttpRequest) -> None:
@@ -77,14 +86,24 @@ class RouteDialect(Dialect):
         asked = read_query(ExpectedDocument, request.query)
         self._answer(request, self._routes.remove(name, who_asks(request), asked.expected))
 
+    def _roll_out(self, name: str, request: HttpRequest) -> None:
+        asked = read_document(RolloutDocument, request.body)
+        if request.identity is not None:
+            request.identity.require(Scope.MANAGE, split_target(asked.rollout.to)[0])
+        work = self._routes.roll_out(name, asked.rollout, who_asks(request), asked.expected)
+        self._answer(request, work)
+
     def _rollback(self, name: str, request: HttpRequest) -> None:
         asked = read_document(ExpectedDocument, request.body)
-        back = self._routes.earlier(name).route
+        back = None if self._rolls_out(name) else self._routes.earlier(name).route
         if back is not None:
             self._check_targets(request, back)
         # The permission is for this state only, so nobody may change the route in between.
         expected = self._routes.revision(name) if asked.expected is None else asked.expected
         self._answer(request, self._routes.rollback(name, who_asks(request), expected))
+
+    def _rolls_out(self, name: str) -> bool:
+        return name in self._routes.names and self._routes.route(name).rollout is not None
 
     def _history(self, name: str, request: HttpRequest) -> None:
         changes = self._routes.history(name)
@@ -123,6 +142,7 @@ class RouteDialect(Dialect):
                 for one in front.by_name.values()
             ],
             "shadow": None if front.mirror is None else _copies(front.mirror),
+            "rollout": None if front.run is None else _course(front.run),
         }
 
     def _state(self, target: Target, route: Route, visible: bool) -> dict[str, Any]:
@@ -166,4 +186,17 @@ def _copies(mirror: Mirror) -> dict[str, Any]:
         "mean_distance": counts.mean_distance,
         "worst": [{"id": id, "distance": distance} for distance, id in mirror.worst],
         "errors": [{"id": id, "error": error} for id, error in mirror.errors],
+    }
+
+
+def _course(run: RolloutRun) -> dict[str, Any]:
+    """Returns how far a rollout has got. "evidence" is against each clause: 1 breaks the guard."""
+    return {
+        "to": run.rollout.to,
+        "step": run.step,
+        "share": run.share,
+        "seconds": run.seconds,
+        "seen": run.seen,
+        "seen_in_all": run.seen_in_all,
+        "evidence": run.guard.evidence,
     }
