@@ -1,4 +1,4 @@
-"""Guards: clauses as text, and sequential tests that seldom reject a good version and soon reject a bad one."""
+"""Guards: sequential tests that seldom reject a good version and soon reject a bad one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def distances(mean: float) -> Callable[[Guard, Random], None]:
 
 
 def latencies(factor: float, spread: float) -> Callable[[Guard, Random], None]:
-    """Latencies with a logarithmic normal distribution; those of the new version are `factor` times longer."""
+    """Log-normal latencies; those of the new version are `factor` times longer."""
 
     def observe(tested: Guard, random: Random) -> None:
         base, new = (0.01 * random.lognormvariate(0, spread) for _ in range(2))

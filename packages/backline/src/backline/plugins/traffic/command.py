@@ -384,9 +384,9 @@ def _progress(document: dict[str, Any]) -> str:
     )
 
 
-def _percentages(text: str) -> list[float]:
+def _percentages(text: str) -> tuple[float, ...]:
     try:
-        return [float(part) for part in text.split(",")]
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"'{text}' is not a list of percentages, such as 0,1,5,25,50") from None
 

@@ -36,8 +36,8 @@ class RouteFront:
         counters: Counters,
         end_rollout: Callable[[Rollout, Violation | None], None] = lambda *_: None,
     ) -> None:
-        """`end_rollout` is called when a rollout of the route ends, with the violation of its guard if there is
-        one.
+        """`end_rollout` is called when a rollout of the route ends, with the violation of its guard or
+        None.
         """
         self._end_rollout = end_rollout
         self._name = name

@@ -34,8 +34,8 @@ _FORMS = "errors<1%, distance<0.02, p99<1.3x and memory<1.5x"
 
 
 class Clause(Struct, frozen=True):
-    """A clause of a guard: what must be below `bound`, which is a factor for latencies (`quantile` is not 0) and
-    memory.
+    """A clause of a guard: what must be below `bound`, which is a factor for memory and for latencies, for
+    which `quantile` is not 0.
     """
 
     text: str

@@ -36,6 +36,8 @@ class RolloutRun:
         #: The number of requests of the new version in this step, and in all steps.
         self.seen = 0
         self.seen_in_all = 0
+        #: The number of those that were requests rather than copies.
+        self.canaries = 0
         self._began = monotonic()
         #: The last latency of the base that no latency of the new version has been compared with.
         self._base: float | None = None
@@ -82,6 +84,7 @@ class RolloutRun:
         id = ticket.request.id[:_LONGEST_ID]
         if error is not None and error.http_status < 500:
             return
+        self.canaries += 1
         self.guard.error(error is not None, id, "" if error is None else error.public_message)
         if error is None and self._base is not None:
             base, self._base = self._base, None

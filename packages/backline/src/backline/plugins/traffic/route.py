@@ -58,14 +58,14 @@ class Rollout(Struct, frozen=True, forbid_unknown_fields=True):
     """Raises the share of the target `to` step by step, in place of the route's other targets, as long as
     it keeps to the `guard`.
 
-    `steps` are shares in percent; at 0, the target gets only copies. A step lasts at least `bake_seconds`, and
-    until the target has had `requests` requests or copies. `mirror` is the share of the other requests of
+    `steps` are shares in percent; at 0, the target gets only copies. A step lasts at least `bake_seconds`,
+    and until the target has had `requests` requests or copies. `mirror` is the share of the other requests of
     which it gets copies, at most `max_in_flight` at a time.
     """
 
     to: str
     guard: str
-    steps: list[float] = [0.0, 1.0, 5.0, 25.0, 50.0]
+    steps: tuple[float, ...] = (0.0, 1.0, 5.0, 25.0, 50.0)
     bake_seconds: float = 60.0
     requests: int = 100
     mirror: float = 1.0

@@ -180,8 +180,8 @@ class Routes:
         raise InvalidArgument(f"route '{name[:255]}' has no earlier state to which it could return")
 
     async def rollback(self, name: str, who: str, expected: int | None) -> RouteChange:
-        """Returns a route to its state before the last change; again, to the state before that. Ends a rollout
-        in progress. Raises the errors of `earlier`, and InvalidArgument as `put` for `expected`.
+        """Returns a route to its state before the last change; again, to the state before that. Ends a
+        rollout in progress. Raises the errors of `earlier`, and InvalidArgument as `put` for `expected`.
         """
 
         def restored(changes: Sequence[RouteChange]) -> RouteChange:
