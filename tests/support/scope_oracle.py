@@ -39,7 +39,7 @@ RULES = tuple(
         (r"(GET|HEAD) /v1/models(/\{\}(/(versions|labels)/\{\})?(/metadata)?)?", "read"),
         (r"POST /v2/repository(/\{\})?/index", "read"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),
-        (r"(PUT /v2/routes/\{\}|DELETE /v2/routes/\{\}|POST /v2/routes/\{\}/rollback)", "manage"),
+        (r"(PUT /v2/routes/\{\}|DELETE /v2/routes/\{\}|POST /v2/routes/\{\}/(rollback|rollout))", "manage"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(models|repository|(system|cuda)sharedmemory)/.*", "manage"),
     )
 )

@@ -285,6 +285,39 @@ def test_shadow_bandit_and_feedback_over_http(routed: ServerProcess) -> None:
     assert ask(routed, "GET", "/v2/routes/learns")[1]["shadow"] is None
 
 
+def test_the_command_rolls_out_a_version_and_says_why_it_does_not(routed: ServerProcess) -> None:
+    put(routed, "rolls", {"targets": {"add1@1": 1}})
+    stop = threading.Event()
+
+    def load() -> None:
+        client = triton_http.InferenceServerClient(routed.url.removeprefix("http://"))
+        while not stop.is_set():
+            client.infer("rolls", [triton_input(triton_http)], request_id="mine")
+        client.close()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    options = ("--steps", "0,50", "--bake", "0", "--requests", "20", "--wait", "--url", routed.url)
+    try:
+        good = CliRunner().invoke(
+            command, ["traffic", "rollout", "rolls", "add1@2", "--guard", "errors<1%", *options]
+        )
+        put(routed, "rolls", {"targets": {"add1@1": 1}})
+        bad = CliRunner().invoke(
+            command, ["traffic", "rollout", "rolls", "add1@2", "--guard", "distance<0.02", *options]
+        )
+    finally:
+        stop.set()
+        thread.join(30)
+
+    assert good.exit_code == 0, good.output
+    assert "rolls: promote: 'add1@2' has kept to the guard 'errors<1%'" in good.output
+    assert bad.exit_code == 1, bad.output
+    assert "rolls: guard: 'add1@2' has broken 'distance<0.02': the mean distance of" in bad.output
+    assert "(requests mine" in bad.output
+    assert "has broken 'distance<0.02'" in run("history", "rolls", "--url", routed.url)
+
+
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [

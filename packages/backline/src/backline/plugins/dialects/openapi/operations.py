@@ -486,6 +486,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v2/routes/{}/rollback"): change(
         _TRAFFIC, "Undo the last change of a route", fields({}, {"expected": WHOLE}), OBJECT
     ),
+    ("POST", "/v2/routes/{}/rollout"): change(
+        _TRAFFIC,
+        "Begin a rollout under a guard",
+        fields({"rollout": having({"to": STRING, "guard": STRING})}, {"expected": WHOLE}),
+        OBJECT,
+    ),
     ("POST", "/v2/models/{}/feedback"): change(
         _TRAFFIC,
         "Reward the response to a request that a route sent on",
