@@ -42,6 +42,9 @@ class RolloutRun:
         #: The last latency of the base that no latency of the new version has been compared with.
         self._base: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: The worker processes of the new version when the rollout began.
+        self._pids: frozenset[int] = frozenset()
+        self._resident()
         self._wait()
 
     @property
@@ -117,14 +120,18 @@ class RolloutRun:
     def _resident(self) -> int:
         """Returns the memory of the new version's largest worker process; 0 if it has none, or before it has
         had some requests, which make every process grow.
+
+        Processes that were started later, in place of others that crashed, do not count: their memory grows
+        while they start.
         """
-        if self.seen_in_all < min(20, self.rollout.requests):
-            return 0
         try:
-            model = self._engine.find(self._model, self._version)
+            running = self._engine.find(self._model, self._version).worker_pids()
         except BacklineError:
             return 0
-        return max(map(resident_bytes, model.worker_pids()), default=0)
+        self._pids = self._pids or frozenset(running)
+        if self.seen_in_all < min(20, self.rollout.requests):
+            return 0
+        return max((resident_bytes(pid) for pid in running if pid in self._pids), default=0)
 
     def _finish(self, violation: Violation | None) -> None:
         if not self._ended:
