@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import structs
 
@@ -28,6 +28,9 @@ from backline_client.values.control import ANY_VERSION, STABLE, Attempt, Change,
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable, Unsupported
 from backline_client.values.messages import InferResponse, Parameter
 from backline_client.values.tensor import Tensor
+
+if TYPE_CHECKING:
+    from backline_client.client.jobs import AsyncJob
 
 #: Seconds between checks of a server that is not ready yet.
 READY_POLL = 0.1
@@ -312,6 +315,20 @@ class AsyncClient:
             limit, left, lambda more, cursor, left: control.audit(more, after, cursor, left)
         )
 
+    def job(self, id: str) -> AsyncJob:
+        """Returns the job with this id. Its state is unknown until the server is asked."""
+        from backline_client.client.jobs import AsyncJob
+
+        return AsyncJob(self, {"id": id})
+
+    async def jobs(
+        self, state: str = "", model: str = "", limit: int = 100, timeout: float | None = None
+    ) -> list[AsyncJob]:
+        """Returns the caller's jobs, newest first. `state` may name several states, separated by commas."""
+        from backline_client.client import jobs
+
+        return await jobs.listed(self, state, model, limit, self._limit(timeout))
+
     async def refresh(self, timeout: float | None = None) -> None:
         """Makes the server scan its repositories. Returns once all models found are ready or have failed."""
         await (await self._control()).refresh(self._limit(timeout))
@@ -445,6 +462,45 @@ class AsyncModel:
             parameters,
             limit,
         )
+
+    async def submit(
+        self,
+        *inputs: Any,
+        version: str | int | None = None,
+        timeout: float | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+        key: str = "",
+        priority: int | None = None,
+        attempts: int | None = None,
+        expires: float | None = None,
+        kept: float | None = None,
+        attempt_limit: float | None = None,
+        **named: Any,
+    ) -> AsyncJob:
+        """Submits a request as a job, which the server has on disk when this returns, and runs later.
+
+        The arguments up to `request_id`, and the inputs, are those of a call. Submissions with the same `key`
+        are one job; without a key, each call of this method is. The other arguments are the settings of the
+        job, in seconds where they are times; the server has defaults.
+
+        >>> job = await client["basic_pitch"].submit(audio)
+        >>> notes = await job.result()
+        """
+        from backline_client.client import jobs
+
+        model = self if version is None else self._client.model(self.name, version)
+        limit = self._client._limit(timeout)
+        call = await model._call(inputs, named, outputs, parameters, request_id, limit)
+        settings = {
+            "priority": priority,
+            "attempts": attempts,
+            "expires": expires,
+            "kept": kept,
+            "attempt_limit": attempt_limit,
+        }
+        return await jobs.submit(self._client, call, key, settings)
 
     def sequence(self, id: int | str | None = None) -> AsyncSequence:
         """Begins a sequence of requests to a model that keeps state. The default `id` is random."""

@@ -213,7 +213,7 @@ class HttpTransport(Transport):
         fields = self._fields
         if call.metadata:
             fields += "".join(f"{name}: {value}\r\n" for name, value in call.metadata).encode()
-        head = form % (self._prefix, _model_path(call.model, call.version), fields, len(header), length)
+        head = form % (self._prefix, model_path(call.model, call.version), fields, len(header), length)
         if form_key is not None and len(head) + len(header) <= _LONGEST:
             self._heads.keep(form_key, head + header)
         return [head + header, *buffers], len(head) + length
@@ -231,7 +231,7 @@ class HttpTransport(Transport):
         return await self._holds(b"/v2/health/ready", timeout)
 
     async def model_ready(self, model: str, version: str, timeout: float) -> bool:
-        return await self._holds(_model_path(model, version) + b"/ready", timeout)
+        return await self._holds(model_path(model, version) + b"/ready", timeout)
 
     async def server_metadata(self, timeout: float) -> ServerMetadata:
         found = await self.json(b"/v2", timeout)
@@ -240,7 +240,7 @@ class HttpTransport(Transport):
         )
 
     async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
-        found = await self.json(_model_path(model, version), timeout)
+        found = await self.json(model_path(model, version), timeout)
 
         def metadata() -> ModelMetadata:
             known = msgspec.convert(found, _MetadataJson)
@@ -252,7 +252,7 @@ class HttpTransport(Transport):
     async def model_config(
         self, model: str, version: str, timeout: float, *, explained: bool = False
     ) -> dict[str, Any]:
-        path = _model_path(model, version)
+        path = model_path(model, version)
         if explained:
             # NotFound may only mean that the server is not Backline and lacks this route. If the model is
             # missing, the request for /config below raises NotFound too.
@@ -267,7 +267,7 @@ class HttpTransport(Transport):
         return config
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        path = _model_path(model, version) if model else b"/v2/models"
+        path = model_path(model, version) if model else b"/v2/models"
         found = await self.json(path + b"/stats", timeout)
         return self.read(
             "statistics", lambda: msgspec.convert(found.get("model_stats", []), list[dict[str, Any]])
@@ -383,7 +383,8 @@ def _is_page(body: bytes) -> bool:
     return body[:200].lstrip().lower().startswith((b"<!doctype", b"<html"))
 
 
-def _model_path(model: str, version: str) -> bytes:
+def model_path(model: str, version: str) -> bytes:
+    """Returns the path of a model, or of one of its versions."""
     path = f"/v2/models/{quote(model, safe='')}"
     return (f"{path}/versions/{quote(version, safe='')}" if version else path).encode()
 

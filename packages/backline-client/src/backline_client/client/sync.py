@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from backline_client.client.aio import AsyncClient, AsyncModel
 from backline_client.client.background_loop import background_loop
@@ -15,6 +15,9 @@ from backline_client.client.result import InferResult
 from backline_client.client.sequences import RequestSequence
 from backline_client.values.control import STABLE, Attempt, Change
 from backline_client.values.messages import Parameter
+
+if TYPE_CHECKING:
+    from backline_client.client.jobs import Job
 
 T = TypeVar("T")
 
@@ -172,6 +175,21 @@ class Client:
         """
         return self._loop.run(self._client.audit(limit, after, timeout))
 
+    def job(self, id: str) -> Job:
+        """Returns the job with this id. Its state is unknown until the server is asked."""
+        from backline_client.client.jobs import Job
+
+        return Job(self._loop, self._client.job(id))
+
+    def jobs(
+        self, state: str = "", model: str = "", limit: int = 100, timeout: float | None = None
+    ) -> list[Job]:
+        """Returns the caller's jobs, newest first. `state` may name several states, separated by commas."""
+        from backline_client.client.jobs import Job
+
+        found = self._loop.run(self._client.jobs(state, model, limit, timeout))
+        return [Job(self._loop, one) for one in found]
+
     def refresh(self, timeout: float | None = None) -> None:
         """Makes the server scan its repositories. Returns once all models found are ready or have failed."""
         self._loop.run(self._client.refresh(timeout))
@@ -262,6 +280,47 @@ class Model:
                 yield result
         finally:
             self._loop.run(responses.aclose())
+
+    def submit(
+        self,
+        *inputs: Any,
+        version: str | int | None = None,
+        timeout: float | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+        key: str = "",
+        priority: int | None = None,
+        attempts: int | None = None,
+        expires: float | None = None,
+        kept: float | None = None,
+        attempt_limit: float | None = None,
+        **named: Any,
+    ) -> Job:
+        """Submits a request as a job, which the server has on disk when this returns, and runs later; see
+        AsyncModel.submit.
+
+        >>> job = client["basic_pitch"].submit(audio)
+        >>> notes = job.result()
+        """
+        from backline_client.client.jobs import Job
+
+        submitted = self._model.submit(
+            *inputs,
+            version=version,
+            timeout=timeout,
+            outputs=outputs,
+            parameters=parameters,
+            request_id=request_id,
+            key=key,
+            priority=priority,
+            attempts=attempts,
+            expires=expires,
+            kept=kept,
+            attempt_limit=attempt_limit,
+            **named,
+        )
+        return Job(self._loop, self._loop.run(submitted))
 
     def sequence(self, id: int | str | None = None) -> RequestSequence:
         """Begins a sequence of requests to a model that keeps state. The default `id` is random."""

@@ -94,5 +94,6 @@ COMMANDS: Final = Door(
         "backline.plugins.tools.bench",
         "backline.plugins.tools.tune",
         "backline.plugins.traffic.commands",
+        "backline.plugins.tools.jobs",
     ),
 )
