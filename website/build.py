@@ -36,6 +36,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/moving-from/torchserve.md",
         "docs/moving-from/tensorflow-serving.md",
         "docs/moving-from/bentoml.md",
+        "docs/moving-from/sagemaker.md",
     ),
     "Models": (
         "docs/repositories.md",

@@ -34,6 +34,7 @@ from support import models
 from support.scope_oracle import (
     ABSENT,
     BEFORE_MODEL,
+    DEFAULT_MODEL,
     FORBIDDEN,
     LISTS,
     MALFORMED,
@@ -48,7 +49,7 @@ from support.scope_oracle import (
 )
 from support.server import ServerProcess, serve
 
-MODEL, OTHER = "m1", "m2"
+MODEL, OTHER = DEFAULT_MODEL, "m2"
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 SERVICES = ("inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection")
 CORE = Messages(Path(protos.__file__).with_name("descriptors.binpb"))
@@ -477,7 +478,7 @@ def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Matrix]:
     models.add1(tmp_path / "models", name=MODEL)
     models.add1(tmp_path / "models", name=OTHER)
     unix = tmp_path / "socket"
-    options = (*OPTIONS, "--unix-socket", str(unix), *request.param)
+    options = (*OPTIONS, "--unix-socket", str(unix), "--default-model", MODEL, *request.param)
     if "--auth" in options:
         options = (*options, str(request.getfixturevalue("keys").file))
     with serve(tmp_path / "models", tmp_path / "log", *options) as running:

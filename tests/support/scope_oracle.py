@@ -28,7 +28,7 @@ RULES = tuple(
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /v2/models/\{\}/feedback", "infer"),
-        (r"POST /models/\{\}(/versions/\{\})?", "infer"),
+        (r"POST /models/\{\}(/versions/\{\}|/invoke)?|POST /invocations", "infer"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/jobs", "infer"),
         (r"(GET|HEAD|DELETE) /v2/jobs(/\{\}(/result)?)?|POST /v2/jobs/\{\}/retry", "infer"),
         (r"POST /v1/models/\{\}(/(versions|labels)/\{\})?:(predict|explain|classify|regress)", "infer"),
@@ -75,6 +75,9 @@ LISTS = re.compile(
 
 #: The segments of patterns that the name of a model follows.
 BEFORE_MODEL = ("models", "predictions", "explanations", "routes")
+#: The routes that run the default model, and its name in the matrix.
+UNNAMED = re.compile(r"POST /invocations")
+DEFAULT_MODEL = "m1"
 
 
 def scope_by(rules: Iterable[tuple[re.Pattern[str], str]], what: str) -> str:
@@ -140,6 +143,8 @@ class Routes:
             for before, part, given in zip(parts, parts[1:], asked[1:], strict=False)
             if before in BEFORE_MODEL and part[:2] == "{}"
         ]
+        if UNNAMED.fullmatch(f"{method} {best[1]}"):
+            named = [DEFAULT_MODEL]
         lists = LISTS.fullmatch(f"{method} {best[1]}") is not None
         return Meaning(scope, named[0] if named else None, lists=lists)
 

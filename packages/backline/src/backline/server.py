@@ -147,6 +147,8 @@ class ServerOptions(Struct, frozen=True):
     frame_ancestors: tuple[str, ...] = ()
     #: The names of the dialects to serve besides the Open Inference Protocol; None means all.
     dialects: tuple[str, ...] | None = None
+    #: The model of requests that name none; "" means the only model.
+    default_model: str = ""
     #: Groups of routes that accept only requests with a certain header field, in the form of Triton's
     #: options: "health,metadata:key=value".
     http_restricted_apis: tuple[str, ...] = ()
@@ -354,6 +356,7 @@ class Server:
             console=options.console,
             frame_ancestors=options.frame_ancestors,
             dialects=options.dialects,
+            default_model=options.default_model,
             restricted=_restricted(options),
             forwarding=Forwarding.of(
                 options.http_header_forward_pattern, options.grpc_header_forward_pattern

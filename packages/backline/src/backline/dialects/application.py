@@ -64,6 +64,7 @@ def build_application(
     console: bool = True,
     frame_ancestors: Sequence[str] = (),
     dialects: tuple[str, ...] | None = None,
+    default_model: str = "",
     restricted: RestrictedApis | None = None,
     forwarding: Forwarding = NOTHING_FORWARDED,
     state_folder: Path | None = None,
@@ -76,7 +77,8 @@ def build_application(
     `access`, every caller may do everything. `restricted` names the APIs that need a header field, and
     `forwarding` says which fields models see as parameters. With `console`, browsers get the console; pages
     from the origins in `frame_ancestors` may show it in a frame. `dialects` are the names of the dialects to
-    serve besides the Open Inference Protocol; None means all. Dialects may keep files in `state_folder`.
+    serve besides the Open Inference Protocol; None means all. `default_model` is the model of requests that
+    name none; "" means the only one. Dialects may keep files in `state_folder`.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -94,6 +96,7 @@ def build_application(
         recorder=recorder,
         pages=console,
         frame_ancestors=tuple(frame_ancestors),
+        default_model=default_model,
         state_folder=state_folder,
         replay=_HttpHandler(router, None),
     )

@@ -47,11 +47,13 @@ class DialectPlugin(Plugin, frozen=True, kw_only=True):
     #: Those of the `routes`, all GET, on which dialects of other protocols respond too. They are added with
     #: `Router.join`, and all keys are in one document.
     shared: tuple[str, ...] = ()
+    #: Routes that are served only if no dialect has them among its `routes`; see `Router.expects`.
+    fallbacks: tuple[str, ...] = ()
     #: The full names of the gRPC services, such as "package.Service".
     services: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        wrong = [one for one in self.routes if _ROUTE(one) is None]
+        wrong = [one for one in (*self.routes, *self.fallbacks) if _ROUTE(one) is None]
         wrong += [one for one in self.websockets if not one.startswith("/")]
         if wrong:
             raise ValueError(f"'{wrong[0]}' is not a route such as 'POST /v1/chat'")
@@ -80,6 +82,8 @@ class DialectContext(Struct, frozen=True, kw_only=True):
     #: Whether to serve pages for browsers, and the origins of pages that may show them in a frame, in the
     #: syntax of a content security policy.
     pages: bool = True
+    #: The model of requests that name none; see `default_model`.
+    default_model: str = ""
     #: The folder whose contents outlive the server: a dialect may keep files of its own there. None if the
     #: server keeps nothing.
     state_folder: Path | None = None
@@ -164,9 +168,10 @@ class Dialects:
                 log.exception("the dialect %s did not close", type(dialect).__name__)
 
     def _announce(self, record: DialectPlugin, router: Router) -> None:
+        taken = {one for other in self._enabled(DIALECTS.built_in) for one in other.routes}
         router.announce(
             record.title,
-            record.routes,
+            (*record.routes, *(one for one in record.fallbacks if one not in taken)),
             lambda to: self._create(record).add_routes(to),
             record.websockets,
             record.shared,
@@ -227,6 +232,7 @@ DIALECTS: Final = Door(
     DialectPlugin,
     (
         "backline.plugins.dialects.plain",
+        "backline.plugins.dialects.sagemaker",  # before TorchServe: /models/{}/invoke
         "backline.plugins.dialects.tensorflow_serving",
         "backline.plugins.dialects.torchserve",
         "backline.plugins.dialects.openapi",

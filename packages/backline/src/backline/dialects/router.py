@@ -211,6 +211,10 @@ class Router:
             self._announced.setdefault(segments, []).append(announced)
             self._reserve(segments)
 
+    def expects(self, method: str, pattern: str) -> bool:
+        """Returns whether the routes that are being added were announced with this one."""
+        return self._adding is not None and method.encode() in self._adding.methods.get(_pattern(pattern), ())
+
     def _taken(self, segments: tuple[str, ...]) -> set[bytes]:
         """Returns the methods of a pattern that have a route, or are announced."""
         methods = set(self._patterns.get(segments, ()))

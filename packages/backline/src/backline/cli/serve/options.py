@@ -337,6 +337,12 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="Serve only these dialects besides the Open Inference Protocol, such as 'plain,console', or"
         " 'none'. [default: all]",
     ),
+    fills(
+        "--default-model",
+        "default_model",
+        metavar="NAME",
+        help="The model of requests that name none, such as SageMaker's; default: the only model.",
+    ),
     path("--unix-socket", "unix_socket", "Also listen on this Unix socket."),
     option(
         "--ssl-certificate",
@@ -541,7 +547,12 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ssl_client_auth: ClientAuth | None,
         **given: Any,
     ) -> Any:
-        given["repositories"] = (*repositories, *model_repository)
+        given["repositories"] = repositories
+        if repositories == ("serve",):
+            from backline.cli.serve.platforms import set_for_sagemaker  # few servers need it
+
+            set_for_sagemaker(given, click.get_current_context())
+        given["repositories"] += model_repository
         given["rate_limit"] = _resources(rate_limit, rate_limit_resource)
         given["tls"] = _tls(ssl_certificate, ssl_key, ssl_client_ca, ssl_client_auth)
         given["http_port"] = None if no_http else given["http_port"]

@@ -179,7 +179,7 @@ def _missing(name: str, check: Check | None, because: str) -> TritonOption:
 _ONE_LOOP = "one event loop handles all connections"
 _NO_POOL = "Backline has no such pool"
 _PINGS = "Backline answers every ping and closes connections by its own time limits"
-_SAGEMAKER = "Backline has no SageMaker endpoints"
+_SAGEMAKER = "every HTTP port has SageMaker's routes"
 _VERTEX = "Backline has no Vertex AI endpoints"
 
 OPTIONS: Final[tuple[TritonOption, ...]] = (

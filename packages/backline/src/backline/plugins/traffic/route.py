@@ -10,6 +10,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from backline.plugins.traffic.guard import parse_guard
+from backline_client.values.decodable import decodable
 from backline_client.values.errors import InvalidArgument
 from backline_client.values.names import fault_in_name
 
@@ -26,6 +27,7 @@ _LONGEST_TIMEOUT_MS = 3_600_000
 _SECRET = frozenset(("authorization", "proxy-authorization", "cookie"))
 
 
+@decodable
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     """Sends the requests to which all of `when` applies to the target `to`, whatever the weights say. `when`
     maps sources to the value, or the list of values, that a request must have.
@@ -35,6 +37,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     to: str
 
 
+@decodable
 class Shadow(Struct, frozen=True, forbid_unknown_fields=True):
     """Sends copies of a `share` of the requests to the target `to`, at most `max_in_flight` at a time, and
     compares the responses.
@@ -45,6 +48,7 @@ class Shadow(Struct, frozen=True, forbid_unknown_fields=True):
     max_in_flight: int = 4
 
 
+@decodable
 class Bandit(Struct, frozen=True, forbid_unknown_fields=True):
     """Lets rewards decide between the targets in place of their weights. `epsilon` is the share of requests
     that epsilon-greedy sends to random targets.
@@ -54,6 +58,7 @@ class Bandit(Struct, frozen=True, forbid_unknown_fields=True):
     epsilon: float = 0.1
 
 
+@decodable
 class Rollout(Struct, frozen=True, forbid_unknown_fields=True):
     """Raises the share of the target `to` step by step, in place of the route's other targets, as long as
     it keeps to the `guard`.
@@ -72,6 +77,7 @@ class Rollout(Struct, frozen=True, forbid_unknown_fields=True):
     max_in_flight: int = 4
 
 
+@decodable
 class Route(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the requests for one name are spread.
 

@@ -29,6 +29,7 @@ from backline.plugins.traffic.route import (
     targets_of,
 )
 from backline_client.values.control import Attempt
+from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ _MOST_CHANGES = 64
 _ATTEMPTS = 8
 
 
+@decodable
 class RouteChange(Struct, frozen=True, omit_defaults=True):
     """A change of a route. `route` is None if the change removed what requests had set. `restored` is the
     revision to which a rollback returned; -1 for other changes. `detail` says why a guard has changed it.
@@ -59,6 +61,7 @@ class RouteChange(Struct, frozen=True, omit_defaults=True):
     detail: str = ""
 
 
+@decodable
 class _Contents(Struct, forbid_unknown_fields=True):
     format: int = _FORMAT
     changes: dict[str, list[RouteChange]] = {}

@@ -21,9 +21,11 @@ from backline.plugins.traffic.route import Rollout, Route, shadow_of, split_targ
 from backline.plugins.traffic.routes import RouteChange, Routes, open_routes
 from backline.plugins.traffic.shadow import Mirror
 from backline.wire.application import HttpRequest
+from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError, InvalidArgument
 
 
+@decodable
 class PutDocument(Struct, forbid_unknown_fields=True):
     """A route to set. `expected` is the revision that it must have now; None sets it in any case."""
 
@@ -31,6 +33,7 @@ class PutDocument(Struct, forbid_unknown_fields=True):
     expected: int | None = None
 
 
+@decodable
 class RolloutDocument(Struct, forbid_unknown_fields=True):
     """A rollout to begin. `expected` is as in PutDocument."""
 
@@ -38,10 +41,12 @@ class RolloutDocument(Struct, forbid_unknown_fields=True):
     expected: int | None = None
 
 
+@decodable
 class ExpectedDocument(Struct, forbid_unknown_fields=True):
     expected: int | None = None
 
 
+@decodable
 class FeedbackDocument(Struct, forbid_unknown_fields=True):
     """A reward from 0 to 1 for the response to the request with this `id`."""
 

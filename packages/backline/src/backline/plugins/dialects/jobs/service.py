@@ -48,6 +48,7 @@ from backline.plugins.dialects.jobs.job import (
 from backline.plugins.dialects.jobs.runner import Runner
 from backline.plugins.dialects.jobs.store_thread import StoreThread, write_durably
 from backline.wire.application import Buffer, Fields, HttpRequest
+from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError, InvalidArgument, Unsupported
 
 #: The maximum number of seconds for which a request waits for the end of a job.
@@ -83,6 +84,7 @@ class NoResult(BacklineError):
     grpc_code = 9
 
 
+@decodable
 class SubmitOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of a submission. Times are in seconds."""
 
@@ -93,12 +95,14 @@ class SubmitOptions(Struct, frozen=True, forbid_unknown_fields=True):
     attempt_limit: Annotated[float, Meta(gt=0, le=86400)] = LONGEST_ATTEMPT
 
 
+@decodable
 class WaitOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of a request about one job."""
 
     wait: Annotated[float, Meta(ge=0, le=LONGEST_WAIT)] = 0.0
 
 
+@decodable
 class ListOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of a list. `state` names one or more states, separated by commas."""
 

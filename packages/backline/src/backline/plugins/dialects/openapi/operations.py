@@ -6,7 +6,7 @@ A test checks that every route is described.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from backline.dialects.bodies.bodies import ARROW, CSV
@@ -283,6 +283,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/models/{}"): _PLAIN,
     ("POST", "/models/{}/versions/{}"): _PLAIN,
+    ("POST", "/models/{}/invoke"): replace(_PLAIN, summary="Run a model (SageMaker)"),
+    ("POST", "/invocations"): replace(_PLAIN, summary="Run the default model (SageMaker)"),
     **{
         ("GET", f"/models/{{}}{version}/stream"): Operation(
             _INFER,

@@ -18,6 +18,7 @@ from backline.dialects.answers import error_body, hidden_error, respond_error
 from backline.dialects.bodies.media import BINARY, OUTPUT, Form, choose_output, write_binary
 from backline.dialects.bodies.plan import BodyPlan
 from backline.dialects.bodies.reader import PARAMETERS, parameters_of
+from backline.dialects.bodies.requests import BodyReader
 from backline.dialects.bodies.writer import shaped, write_json
 from backline.dialects.documents import read_query
 from backline.dialects.event_stream import encoded
@@ -25,7 +26,6 @@ from backline.dialects.off_loop import LARGE, OffLoop, turn_of
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.parameters import read_parameters
-from backline.plugins.dialects.plain.reader import PlainReader
 from backline.wire.application import HttpRequest, WebSocket
 from backline_client.values.decodable import decodable
 from backline_client.values.errors import BacklineError, InvalidArgument, Unavailable
@@ -61,7 +61,7 @@ class SocketService:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._off_loop = OffLoop()
-        self._reader = PlainReader(engine)
+        self._reader = BodyReader(engine)
         #: Strong references to the tasks, because the event loop keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -119,7 +119,7 @@ class Conversation:
     def __init__(
         self,
         engine: Engine,
-        reader: PlainReader,
+        reader: BodyReader,
         off_loop: OffLoop,
         socket: WebSocket,
         identity: Any,

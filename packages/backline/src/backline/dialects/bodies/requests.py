@@ -1,4 +1,4 @@
-"""Reads a plain request: JSON with the inputs by name, a form with a part per input, or a raw body."""
+"""Reads a request whose body is of any media type, and whose response has the form that Accept asks for."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NONE: Mapping[str, Parameter] = MappingProxyType({})
 _NO_PARAMETERS = RequestParameters()
 
 
-class PlainReader:
-    """Reads requests of the plain dialect. The method `read` implements the protocol ReadRequest, and also
-    takes parameters that are not in the body.
+class BodyReader:
+    """Reads requests of protocols without messages of their own. The method `read` implements the protocol
+    ReadRequest, and also takes parameters that are not in the body.
     """
 
     def __init__(self, engine: Engine) -> None:
