@@ -125,7 +125,7 @@ screenshots: $(STAMP)-test $(STAMP)-demo  ## take the pictures of the console in
 	BACKLINE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/docs/test_screenshots.py
 
 #: The dialects with messages of their own.
-DIALECT_PROTOS = backline/plugins/dialects/torchserve
+DIALECT_PROTOS = backline/plugins/dialects/tensorflow_serving backline/plugins/dialects/torchserve
 
 protos: $(STAMP)-test  ## compile the .proto files
 	cd packages/backline-client/src && $(abspath $(BIN))/python -m grpc_tools.protoc -I. \

@@ -428,6 +428,9 @@ def rpc_message(path: str, kind: Any, model: str | None) -> tuple[bytes, bool]:
         return b"", False
     request = kind()
     fields = {field.name for field in request.DESCRIPTOR.fields}
+    if "model_spec" in fields:
+        request.model_spec.name = model or ""
+        return request.SerializeToString(), True
     about_models = path.rpartition("/")[2].startswith("Model")
     name = "model_name" if "model_name" in fields else "name" if about_models and "name" in fields else None
     if name is not None and model is not None:

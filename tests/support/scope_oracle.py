@@ -58,6 +58,9 @@ RPC_RULES = tuple(
         (r"org\.pytorch\.serve\.grpc\.inference\.InferenceAPIsService/(Stream)?Predictions2?", "infer"),
         (r"org\.pytorch\.serve\.grpc\.management\.ManagementAPIsService/(Describe|List)\w+", "read"),
         (r"org\.pytorch\.serve\.grpc\.management\.ManagementAPIsService/\w+", "manage"),
+        (r"tensorflow\.serving\.PredictionService/(Predict|Classify|Regress|MultiInference)", "infer"),
+        (r"tensorflow\.serving\.(PredictionService|ModelService)/GetModel(Metadata|Status)", "read"),
+        (r"tensorflow\.serving\.ModelService/HandleReloadConfigRequest", "manage"),
     )
 )
 

@@ -88,7 +88,7 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
                 continue
             position += 2
             if length > 127:
-                length, position = _varint(message, position - 1)
+                length, position = read_varint(message, position - 1)
             end = position + length
             if tag == _RAW_INPUT:
                 places.append((position, end))
@@ -122,7 +122,7 @@ def _check_count(message: Buffer, total: int) -> None:
             if tag < 128 and tag & 7 == _LENGTH_DELIMITED:
                 position += 2
                 if length > 127:
-                    length, position = _varint(message, position - 1)
+                    length, position = read_varint(message, position - 1)
                 position += length
             else:
                 unknown += 1
@@ -179,10 +179,10 @@ def _content(message: Buffer, position: int, tag: int) -> tuple[int, int]:
     Raises InvalidArgument if the field has another tag or is malformed, and IndexError if the message ends in
     its tag or length.
     """
-    found, position = _varint(message, position)
+    found, position = read_varint(message, position)
     if found != tag:
         raise InvalidArgument(MALFORMED)
-    length, position = _varint(message, position)
+    length, position = read_varint(message, position)
     return position, position + length
 
 
@@ -199,7 +199,7 @@ def check_fields(message: bytes) -> None:
         if tag not in (_INPUT, _OUTPUT):
             continue
         for inner, begin, stop in _fields(message, start, end):
-            fields -= _varints(message, begin, stop) if inner == _SHAPE else 1
+            fields -= count_varints(message, begin, stop) if inner == _SHAPE else 1
             if fields < 0:
                 raise _too_many_fields()
             if tag != _INPUT or inner != _CONTENTS:
@@ -207,7 +207,7 @@ def check_fields(message: bytes) -> None:
             for element, first, last in _fields(message, begin, stop):
                 strings -= 1
                 if element in _VARINTS:
-                    numbers -= _varints(message, first, last)
+                    numbers -= count_varints(message, first, last)
                 if strings < 0 or numbers < 0:
                     raise PayloadTooLarge(
                         f"the request has more than {MAX_STRINGS} elements in bytes_contents or numbers that"
@@ -216,7 +216,7 @@ def check_fields(message: bytes) -> None:
                     )
 
 
-def _varints(message: bytes, start: int, end: int) -> int:
+def count_varints(message: bytes, start: int, end: int) -> int:
     """Returns the number of varints in `message[start:end]`; the last byte of each is below 128."""
     view = np.frombuffer(message, np.int8)
     return sum(int(np.count_nonzero(view[at : min(at + STEP, end)] >= 0)) for at in range(start, end, STEP))
@@ -226,15 +226,35 @@ def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int
     """Yields the tag of each field from `position` to `end`, with the start and end of its content."""
     try:
         while position < end:
-            tag, start = _varint(message, position)
+            tag, start = read_varint(message, position)
             if tag & 7 == _LENGTH_DELIMITED:
-                length, start = _varint(message, start)
+                length, start = read_varint(message, start)
                 position = start + length
             else:
                 position = _skip(message, position)
             yield tag, start, min(position, end)
     except (IndexError, InvalidArgument):
         return
+
+
+def whole_fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields the tag of each field from `position` to `end`, with the start and end of its content.
+
+    Raises InvalidArgument if the last field ends elsewhere, or a field is malformed.
+    """
+    try:
+        while position < end:
+            tag, start = read_varint(message, position)
+            if tag & 7 == _LENGTH_DELIMITED:
+                length, start = read_varint(message, start)
+                position = start + length
+            else:
+                position = _skip(message, position)
+            if position > end:
+                raise InvalidArgument("a field of the message is cut short")
+            yield tag, start, position
+    except IndexError:
+        raise InvalidArgument("a field of the message is cut short") from None
 
 
 def string_field(message: Buffer, number: int) -> str:
@@ -316,7 +336,10 @@ def length_prefix(length: int) -> bytes:
 _SHORT = [bytes((length,)) for length in range(128)]
 
 
-def _varint(message: Buffer, position: int) -> tuple[int, int]:
+def read_varint(message: Buffer, position: int) -> tuple[int, int]:
+    """Returns the varint at `position`, and where it ends. Raises IndexError if the message ends in it, and
+    InvalidArgument if it is too long.
+    """
     value = 0
     for shift in range(0, 7 * _LONGEST_VARINT, 7):
         byte = message[position]
@@ -331,7 +354,7 @@ def _skip(message: Buffer, position: int) -> int:
     """Returns the end of a field that is unknown or unusually encoded. The runtime validates the field."""
     tag = message[position]
     if tag > 127:
-        tag, position = _varint(message, position)
+        tag, position = read_varint(message, position)
     else:
         position += 1
     kind = tag & 7
@@ -347,7 +370,7 @@ def _skip(message: Buffer, position: int) -> int:
     if kind == _LENGTH_DELIMITED:
         if tag in (_REQUEST_ID, _RAW_INPUT):  # an overlong tag, which no encoder writes
             raise InvalidArgument(MALFORMED)
-        length, position = _varint(message, position)
+        length, position = read_varint(message, position)
         return position + length
     if kind == 5:
         return position + 4

@@ -90,14 +90,14 @@ class PredictReader:
         served = self._engine.find_ready(model, version)
         if on_loop and len(body) > LARGE:
             raise LargeRequest
-        outputs = self._outputs(served)
+        outputs = wanted_outputs(served, explains=self._explains)
         try:
             document: _Document = decoded(body, _decode)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise unreadable(error, bytes(body[:PIECE])) from None
         except RecursionError:
             raise InvalidArgument("JSON Parse error: it is nested too deeply at offset: 0") from None
-        _check_signature(served, document.signature_name)
+        check_signature(served, document.signature_name)
         rows = bool(document.instances)
         if rows == bool(document.inputs):
             if rows:
@@ -113,22 +113,23 @@ class PredictReader:
             given = _read_inputs(specs, bytes(document.inputs))
         check_tensors(given)
         plan = PredictPlan(rows, outputs=outputs)
-        return plan, "", _fitted(served, given, plan)
-
-    def _outputs(self, model: Model) -> tuple[str, ...] | None:
-        """Returns the outputs to ask for; None means all. Raises Unsupported if the model has none."""
-        names = tuple([spec.name for spec in model.signature.outputs])
-        if EXPLANATIONS in names:
-            return (EXPLANATIONS,) if self._explains else tuple(one for one in names if one != EXPLANATIONS)
-        if self._explains:
-            raise Unsupported(
-                f"model '{model.name}' does not explain: it needs an output '{EXPLANATIONS}', but has"
-                f" {', '.join(names)}"
-            )
-        return None
+        return plan, "", fitted(served, given, plan)
 
 
-def _check_signature(model: Model, name: str) -> None:
+def wanted_outputs(model: Model, *, explains: bool = False) -> tuple[str, ...] | None:
+    """Returns the outputs to ask for; None means all. Raises Unsupported if the model has none."""
+    names = tuple([spec.name for spec in model.signature.outputs])
+    if EXPLANATIONS in names:
+        return (EXPLANATIONS,) if explains else tuple(one for one in names if one != EXPLANATIONS)
+    if explains:
+        raise Unsupported(
+            f"model '{model.name}' does not explain: it needs an output '{EXPLANATIONS}', but has"
+            f" {', '.join(names)}"
+        )
+    return None
+
+
+def check_signature(model: Model, name: str) -> None:
     """Raises InvalidArgument for a signature that the model does not serve."""
     if name and name not in (DEFAULT_SIGNATURE, model.config.parameters.get(SIGNATURE)):
         raise no_signature(name)
@@ -260,7 +261,7 @@ def _wrong_row(spec: TensorSpec, rows: Sequence[object], key: str, error: Invali
     return error
 
 
-def _fitted(model: Model, given: dict[str, Tensor], plan: PredictPlan) -> dict[str, Tensor]:
+def fitted(model: Model, given: dict[str, Tensor], plan: PredictPlan) -> dict[str, Tensor]:
     """Returns the inputs in the ranks of the model, and notes in the plan what the response must undo.
 
     The only row may go to a model without a batch dimension. Inputs may leave out a last dimension of 1.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,7 @@ NAMES: Final[Mapping[DataType, str]] = {
     DataType.BF16: "bfloat16",
     DataType.BYTES: "string",
 } | {one: one.name.lower() for one in DataType if one.dtype.kind in "biu" and one is not DataType.BF16}
+DECOUPLED: Final = "the model sends any number of responses; this protocol has one for each request"
 _KINDS: Final = {dict: "Object", list: "Array", str: "String", type(None): "Null"}
 #: The maximum length of a value in an error text.
 _LONGEST: Final = 200
@@ -39,6 +40,32 @@ def no_label(label: str) -> InvalidArgument:
 
 def no_signature(name: str) -> InvalidArgument:
     return InvalidArgument(f'Serving signature key "{name[:64]}" not found.')
+
+
+def wrong_inputs(known: Collection[str], given: Collection[str], missing: Collection[str]) -> InvalidArgument:
+    """Returns the error for inputs of a gRPC request that are not those of the model."""
+    extra = [name for name in given if name not in known]
+    if len(given) == len(known) and extra:
+        return InvalidArgument(
+            f"input tensor alias not found in signature: {extra[0][:64]}. Inputs expected to be in the set"
+            f" {_set(known)}."
+        )
+    return InvalidArgument(
+        f"input size does not match signature: {len(given)}!={len(known)} len({_set(given)}) !="
+        f" len({_set(known)}). Sent extra: {_set(extra)}. Missing but required: {_set(missing)}."
+    )
+
+
+def wrong_output(name: str, known: Collection[str]) -> InvalidArgument:
+    return InvalidArgument(
+        f"output tensor alias not found in signature: {name[:64]} Outputs expected to be in the set"
+        f" {_set(known)}."
+    )
+
+
+def _set(names: Collection[str]) -> str:
+    text = ",".join(sorted(names))
+    return f"{{{text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}}}"
 
 
 def unreadable(error: Exception, body: bytes) -> InvalidArgument:

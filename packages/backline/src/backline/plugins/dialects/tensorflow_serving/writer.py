@@ -34,7 +34,7 @@ def write_prediction(plan: PredictPlan, response: InferResponse, *, rows: bytes 
     """
     outputs = response.outputs
     if plan.unbatched or plan.narrow:
-        outputs = [_shaped(plan, one) for one in outputs]
+        outputs = [shaped(plan, one) for one in outputs]
     if not plan.rows:
         text = _text(outputs[0]) if len(outputs) == 1 else _by_name(outputs)
         return _FIELDS, _joined(b'{"outputs":', text)
@@ -50,7 +50,8 @@ def _joined(beginning: bytes, text: bytes) -> list[bytes]:
     return [beginning, text, b"}"] if len(text) > LARGE else [b"".join((beginning, text, b"}"))]
 
 
-def _shaped(plan: PredictPlan, tensor: Tensor) -> Tensor:
+def shaped(plan: PredictPlan, tensor: Tensor) -> Tensor:
+    """Returns an output without what reading has changed in the shapes of the inputs."""
     shape = tensor.shape
     if plan.unbatched:
         shape = (1, *shape)
