@@ -58,6 +58,8 @@ def test_a_long_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         keep_others_out(user, keys)
         measure(user)
         put_a_new_version_into_service_under_load(user, keys["app"])
+        spread_requests_by_a_route(user)
+        leave_work_for_later(user, keys["operator"])
         survive_a_file_that_is_no_model(user)
         roll_a_bad_version_back(user)
         find_out_what_went_wrong(user, keys["operator"])
@@ -325,6 +327,38 @@ def put_a_new_version_into_service_under_load(user: User, key: str) -> None:
         assert answers(user) == 2
     assert set(seen) == {1, 2}
     assert seen == sorted(seen)  # no request failed, and none went back to the old version
+
+
+def spread_requests_by_a_route(user: User) -> None:
+    said = user.backline("traffic", "split", "adder", "add1@stable=9", "add1@canary=1").out
+    assert said == "adder: revision 1: add1@stable 90 %, add1@canary 10 %\n"
+    answer = user.backline("infer", "adder", "--input", ONES, "--json").json
+    assert answer["outputs"]["OUTPUT0"]["data"][0][0] == 3
+    assert "add1@stable" in user.backline("traffic", "show", "adder").out
+    assert "revision 2" in user.backline("traffic", "promote", "adder", "add1@stable").out
+    assert "add1@canary 10 %" in user.backline("traffic", "rollback", "adder").out
+    assert "revision 4" in user.backline("traffic", "shadow", "adder", "add1@canary", "--share", "0.5").out
+    assert "rollback to 1" in user.backline("traffic", "history", "adder").out
+    user.backline("traffic", "shadow", "adder", "--off")
+    user.backline("traffic", "promote", "adder", "add1@stable")
+    begun = user.backline("traffic", "rollout", "adder", "add1@canary", "--guard", "errors<1%").out
+    assert "adder" in begun
+    assert "removed" in user.backline("traffic", "remove", "adder").out
+    put(user.folder / "routes.toml", '[adder]\ntargets = {"add1@stable" = 1}\n')
+    assert "adder" in user.backline("traffic", "apply", "routes.toml").out
+    user.backline("traffic", "remove", "adder")
+
+
+def leave_work_for_later(user: User, key: str) -> None:
+    with backline.connect(user.server.url, api_key=key) as client:
+        jobs = [client["add1"].submit(np.full((1, 16), number, np.float32)) for number in range(3)]
+    ids = [job.id for job in jobs]
+    user.backline("jobs", "wait", *ids)
+    assert ids[0] in user.backline("jobs", "list", "--state", "done").out
+    assert user.backline("jobs", "show", ids[1]).json["state"] == "done"
+    assert user.backline("jobs", "result", ids[2], "--json").json["outputs"]["OUTPUT0"]["data"][0][0] == 4
+    assert "no job" in user.backline("jobs", "cancel", "1-" + "0" * 32, status=1).err
+    assert "done" in user.backline("jobs", "retry", ids[0], status=1).err
 
 
 def survive_a_file_that_is_no_model(user: User) -> None:

@@ -153,7 +153,7 @@ class Dialects:
         folder = self._context.state_folder
         try:
             names = os.listdir(folder / RESUMED) if folder is not None else ()
-        except FileNotFoundError:  # the usual case: no plug-in is imported
+        except (FileNotFoundError, NotADirectoryError):  # the usual case: no plug-in is imported
             return
         for record in (*self._enabled(DIALECTS.built_in), *self._installed()) if names else ():
             if record.name in names:
