@@ -37,6 +37,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/moving-from/tensorflow-serving.md",
         "docs/moving-from/bentoml.md",
         "docs/moving-from/sagemaker.md",
+        "docs/moving-from/openai.md",
     ),
     "Models": (
         "docs/repositories.md",

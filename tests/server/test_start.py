@@ -43,6 +43,7 @@ NOT_NEEDED = {
     "backline.plugins.runtimes.torchserve.compat": "models written for other servers",
     "backline.plugins.dialects.console": "the console",
     "backline.plugins.dialects.openapi": "documents of OpenAPI",
+    "backline.plugins.dialects.openai": "clients of OpenAI",
     "backline.plugins.dialects.sagemaker": "SageMaker",
     "backline.plugins.dialects.plain": "plain HTTP",
     "backline.dialects.open_inference.grpc.service": "gRPC",

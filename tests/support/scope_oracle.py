@@ -29,6 +29,7 @@ RULES = tuple(
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /v2/models/\{\}/feedback", "infer"),
         (r"POST /models/\{\}(/versions/\{\}|/invoke)?|POST /invocations", "infer"),
+        (r"POST /v1/embeddings", "infer"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/jobs", "infer"),
         (r"(GET|HEAD|DELETE) /v2/jobs(/\{\}(/result)?)?|POST /v2/jobs/\{\}/retry", "infer"),
         (r"POST /v1/models/\{\}(/(versions|labels)/\{\})?:(predict|explain|classify|regress)", "infer"),

@@ -15,7 +15,15 @@ import backline_client
 PACKAGES = [Path(package.__file__).parent for package in (backline, backline_client)]
 TREES = [ast.parse(path.read_text()) for package in PACKAGES for path in package.rglob("*.py")]
 #: The structs that can be changed and are never decoded.
-CREATED_ONLY = {"InferResponse", "PredictPlan", "Rescheduled", "StoredTensor", "Tensor", "TraceSetting"}
+CREATED_ONLY = {
+    "InferResponse",
+    "PredictPlan",
+    "Rescheduled",
+    "RpcPlan",
+    "StoredTensor",
+    "Tensor",
+    "TraceSetting",
+}
 #: The functions that may get a frozen struct that is not prepared, because they do not decode it.
 NOT_DECODING = {"isinstance", "field", "_filled", "Door", "TypeVar"}
 #: Four threads are the first to decode a class that contains another one, 100 times. Without the decorator,

@@ -234,6 +234,7 @@ DIALECTS: Final = Door(
         "backline.plugins.dialects.plain",
         "backline.plugins.dialects.sagemaker",  # before TorchServe: /models/{}/invoke
         "backline.plugins.dialects.tensorflow_serving",
+        "backline.plugins.dialects.openai",
         "backline.plugins.dialects.torchserve",
         "backline.plugins.dialects.openapi",
         "backline.plugins.dialects.console",

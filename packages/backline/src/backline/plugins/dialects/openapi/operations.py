@@ -284,6 +284,15 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/models/{}"): _PLAIN,
     ("POST", "/models/{}/versions/{}"): _PLAIN,
     ("POST", "/models/{}/invoke"): replace(_PLAIN, summary="Run a model (SageMaker)"),
+    ("POST", "/v1/embeddings"): change(
+        _INFER,
+        "Embed texts (OpenAI)",
+        fields(
+            {"model": NAME, "input": {}},
+            {"encoding_format": {"enum": ["float", "base64"]}, "dimensions": WHOLE, "user": STRING},
+        ),
+        having({"data": listed(OBJECT), "model": STRING, "usage": OBJECT}),
+    ),
     ("POST", "/invocations"): replace(_PLAIN, summary="Run the default model (SageMaker)"),
     **{
         ("GET", f"/models/{{}}{version}/stream"): Operation(
