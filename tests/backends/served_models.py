@@ -20,7 +20,7 @@ import pytest
 from support.server import ServerProcess
 
 #: Runtimes that `make test` installs only with BACKENDS=all.
-HEAVY = frozenset({"catboost", "jax", "mlflow", "tensorflow", "torch", "torchcrepe"})
+HEAVY = frozenset({"catboost", "jax", "mlflow", "tensorflow", "tensorflow_serving", "torch", "torchcrepe"})
 
 Arrays = dict[str, np.ndarray]
 
