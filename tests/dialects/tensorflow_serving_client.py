@@ -83,7 +83,7 @@ def told(work: Callable[[], Any]) -> Any:
         cause = error if isinstance(error, grpc.RpcError) else error.__context__
         if not isinstance(cause, grpc.RpcError):
             raise
-        return {"error": STUBS[cause.code()], "text": cause.details()}
+        return {"error": STUBS.get(cause.code(), str(cause.code())), "text": cause.details()}
 
 
 if __name__ == "__main__":
