@@ -103,6 +103,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--no-console",), "console", False),
     (("--dialects", "plain, openapi"), "dialects", ("plain", "openapi")),
     (("--dialects", "none"), "dialects", ()),
+    (("--default-model", "words"), "default_model", "words"),
     (("--unix-socket", "there"), "unix_socket", Path("there")),
     (TLS, "tls", TlsFiles(Path("c.pem"), Path("k.pem"), None)),
     ((*TLS, "--ssl-client-ca", "a.pem"), "tls", TlsFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))),

@@ -65,9 +65,12 @@ class Traced:
                 return error
 
     def root(self, id: str) -> Span:
-        """The trace of the request with this id."""
+        """The trace of the request with this id. Its spans may arrive before the root."""
         return self.receiver.wait_for(
-            lambda root: any(child.attributes.get("triton.request_id") == id for child in root.children)
+            lambda root: (
+                root.name == "InferRequest"
+                and any(child.attributes.get("triton.request_id") == id for child in root.children)
+            )
         )
 
 

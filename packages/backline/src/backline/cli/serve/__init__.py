@@ -421,6 +421,8 @@ async def serve(
             starting.result()
             if options.lifecycle.debugged_model:
                 check_debugged(server.engine, options.lifecycle.debugged_model)
+            if not server.engine.ready:
+                await asyncio.to_thread(server_log.drain)  # the report refers to messages in the log
             print_report(server, server.options, monotonic() - began)
             on_started(server)
             notify("READY=1")

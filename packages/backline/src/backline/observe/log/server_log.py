@@ -100,6 +100,8 @@ class LogWriter:
         self._report_lost = report_lost
         self._descriptor = _standard_error() if file is None else _open(file)
         self._lock = threading.Lock()
+        #: Held while lines are written, so that they stay in order.
+        self._writing = threading.Lock()
         self._waiting: list[bytes] = []
         self._size = 0
         self._lost = 0
@@ -121,6 +123,10 @@ class LogWriter:
             self._waiting.append(line)
         self._wake.set()
 
+    def drain(self) -> None:
+        """Writes the lines that are queued. Blocks as long as the file does."""
+        self._write_all()
+
     def close(self) -> None:
         """Writes the remaining lines, for at most _LAST seconds. Lines that are logged later are lost."""
         self._ending = True
@@ -138,6 +144,10 @@ class LogWriter:
         self._write_all()
 
     def _write_all(self) -> None:
+        with self._writing:
+            self._write_in_order()
+
+    def _write_in_order(self) -> None:
         with self._lock:
             lines, self._waiting = self._waiting, []
             self._size = 0
@@ -295,6 +305,10 @@ class ServerLog(logging.Handler):
         text = f"{count} log lines were lost: {reason}"
         record = logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None)
         return _encoded(self._text(record))
+
+    def drain(self) -> None:
+        """Writes the lines so far. Blocks as long as the file does."""
+        self._writer.drain()
 
     def close(self) -> None:
         """Writes the remaining lines."""
