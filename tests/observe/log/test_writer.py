@@ -34,7 +34,7 @@ def test_lines_lost_on_a_full_disk_are_counted_once_writing_works_again(tmp_path
     written = LogWriter(file, lost)
     for number in range(3):
         written.write(b"%d\n" % number)
-        written._write_all()  # here rather than on the thread, for a known order
+        written.drain()  # here rather than on the thread, for a known order
     file.unlink()
     written._looked = float("-inf")
     written.write(b"again\n")
@@ -85,7 +85,7 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     written = LogWriter(pipe, lost)
     os.close(reader)
     written.write(b"one\n")
-    written._write_all()
+    written.drain()
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     written.write(b"two\n")
     written.close()
@@ -98,7 +98,7 @@ def test_a_rotated_file_is_reopened(tmp_path: Path) -> None:
     file = tmp_path / "log"
     written = LogWriter(file, lost)
     written.write(b"one\n")
-    written._write_all()
+    written.drain()
     file.rename(tmp_path / "log.1")
     written._looked = float("-inf")
     written.write(b"two\n")

@@ -123,10 +123,6 @@ class LogWriter:
             self._waiting.append(line)
         self._wake.set()
 
-    def drain(self) -> None:
-        """Writes the lines that are queued. Blocks as long as the file does."""
-        self._write_all()
-
     def close(self) -> None:
         """Writes the remaining lines, for at most _LAST seconds. Lines that are logged later are lost."""
         self._ending = True
@@ -140,10 +136,11 @@ class LogWriter:
                 time.sleep(_GATHER)
             # The event is cleared before the lines are taken, so a line that is queued later sets it again.
             self._wake.clear()
-            self._write_all()
-        self._write_all()
+            self.drain()
+        self.drain()
 
-    def _write_all(self) -> None:
+    def drain(self) -> None:
+        """Writes the lines that are queued. Blocks as long as the file does."""
         with self._writing:
             self._write_in_order()
 
