@@ -50,7 +50,12 @@ class BodyReader:
             served.signature.outputs,
             server_parameters(served, given.parameters) if given.parameters else _NO_PARAMETERS,
         )
-        return plan, headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1"), given.inputs
+        return plan, request_id(headers), given.inputs
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """Returns the id that a client has chosen for its request; "" if it has not."""
+    return headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1")
 
 
 def query_parameters(query: bytes) -> dict[str, Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from typing import Final
+from uuid import uuid4
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from msgspec import Raw, Struct
 
 from backline.dialects.answers import encode_json
 from backline.dialects.bodies.json_text import check_json
+from backline.dialects.bodies.requests import REQUEST_ID, request_id
 from backline.dialects.exchange import HttpBody
 from backline.dialects.json_data import write_nested
 from backline.dialects.off_loop import LARGE, LargeRequest, is_long
@@ -107,7 +109,8 @@ class EmbeddingReader:
         output, counts = embedding_outputs(served)
         plan = EmbeddingPlan(output, (output, *counts), form == "base64", dimensions)
         given = _read_input(served, bytes(document.input))
-        return plan, "", {given.name: given}
+        id = request_id(headers) or f"req_{uuid4().hex}"
+        return plan, id, {given.name: given}
 
 
 def embedding_outputs(model: Model) -> tuple[str, tuple[str, ...]]:
@@ -201,7 +204,8 @@ def write_embeddings(plan: EmbeddingPlan, response: InferResponse) -> HttpBody:
     end = encode_json(
         {"model": response.model_name, "usage": {"prompt_tokens": total, "total_tokens": total}}
     )
-    return _FIELDS, [b"".join((b'{"object":"list","data":[', data, b"],", end[1:]))]
+    fields = (*_FIELDS, (REQUEST_ID, response.id.encode("latin-1", "replace")))
+    return fields, [b"".join((b'{"object":"list","data":[', data, b"],", end[1:]))]
 
 
 def _shortened(vectors: np.ndarray, dimensions: int) -> np.ndarray:

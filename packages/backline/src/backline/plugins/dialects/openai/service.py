@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Final
-from uuid import uuid4
 
 import msgspec
 from msgspec import Struct
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 
 from backline.access.scope import Scope
 from backline.dialects.bodies.json_text import check_size
-from backline.dialects.exchange import HTTP, HttpBody, UnaryInference, deadline_of
+from backline.dialects.exchange import HTTP, UnaryInference, deadline_of
 from backline.dialects.off_loop import OffLoop
 from backline.dialects.plugin import Dialect
 from backline.dialects.router import Part, Router
@@ -22,9 +21,6 @@ from backline.wire.application import Buffer, HttpRequest
 from backline_client.values.decodable import decodable
 from backline_client.values.errors import InvalidArgument, NotFound
 
-#: The id of a request, which clients show in errors. A client may choose it.
-_REQUEST_ID: Final = b"x-request-id"
-_LONGEST_ID: Final = 256
 _DECOUPLED: Final = "the model sends any number of responses, so it cannot serve embeddings"
 
 
@@ -66,7 +62,7 @@ class OpenAI(Dialect):
         router.join(Scope.READ, "/v1/models/{}", self._model)
         self._take = UnaryInference(
             engine,
-            replace(HTTP, reply=_respond, forward=self.context.forwarding.http),
+            replace(HTTP, forward=self.context.forwarding.http),
             EmbeddingReader(engine).read,
             write_embeddings,
             OffLoop(),
@@ -96,12 +92,6 @@ class OpenAI(Dialect):
             if self.context.engine.is_known(name):
                 raise  # the error says why no version of it is served
             raise NoModel(name) from None
-
-
-def _respond(request: HttpRequest, written: HttpBody) -> None:
-    fields, body = written
-    id = request.headers.get(_REQUEST_ID) or f"req_{uuid4().hex}".encode()
-    HTTP.reply(request, ((*fields, (_REQUEST_ID, id[:_LONGEST_ID])), body))
 
 
 def _described(name: str) -> dict[str, object]:

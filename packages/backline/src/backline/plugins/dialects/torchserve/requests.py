@@ -16,6 +16,7 @@ from backline.dialects.bodies.media import accepted
 from backline.dialects.bodies.plan import BodyPlan, server_parameters
 from backline.dialects.bodies.raw import takes_files
 from backline.dialects.bodies.reader import read_body
+from backline.dialects.bodies.requests import REQUEST_ID, request_id
 from backline.dialects.bodies.writer import write_body
 from backline.dialects.off_loop import SMALL, LargeRequest
 from backline.engine.engine import Engine
@@ -28,8 +29,6 @@ from backline_client.values.errors import Internal, Unsupported
 from backline_client.values.messages import InferRequest, InferResponse, Parameter
 from backline_client.values.tensor import Buffer, Tensor
 
-REQUEST_ID: Final = b"x-request-id"
-_MAX_ID: Final = 256
 #: The input of a model archive, and names under which clients send the only input of any other model.
 BODY: Final = "data"
 STAND_INS: Final = (BODY, "body")
@@ -101,7 +100,7 @@ class RequestReader:
         self, body: Buffer, headers: Mapping[bytes, bytes], name: str, version: str, on_loop: bool
     ) -> tuple[Plan, str, dict[str, Tensor]]:
         model = find_ready(self._engine, name, version)
-        id = headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1") or str(uuid4())
+        id = request_id(headers) or str(uuid4())
         if is_archive(model):
             if on_loop and len(body) > SMALL and not isinstance(body, bytes):
                 raise LargeRequest  # to be copied
